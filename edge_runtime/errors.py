@@ -1,0 +1,74 @@
+"""Every error the package raises on purpose.
+
+    EdgeRuntimeError
+    ├── ConfigError          the configuration file says something impossible
+    ├── DecodeError          a payload does not have the form its stream promises
+    ├── BundleError          a bundle is truncated, corrupt, or does not do what it says
+    ├── ModelError           ONNX Runtime refuses the model or returns what the manifest rules out
+    │   └── ProviderError    an execution provider that was asked for is not to be had
+    ├── DependencyError      an optional package is needed and absent, or the platform has none
+    ├── TransportError       the broker cannot be reached or refuses us
+    └── ExportError          a model cannot be exported, quantized or proven equal
+
+Anything else that escapes is a bug and ends the process.
+"""
+
+from __future__ import annotations
+
+
+class EdgeRuntimeError(Exception):
+    """Base of every error raised on purpose; its text is one line for the operator."""
+
+
+class ConfigError(EdgeRuntimeError):
+    """The configuration names something impossible."""
+
+    def __init__(self, path: str, key: str, problem: str) -> None:
+        super().__init__(f"{path}: {key}: {problem}" if key else f"{path}: {problem}")
+        self.path = path
+        self.key = key
+        self.problem = problem
+
+
+class DecodeError(EdgeRuntimeError):
+    """A payload does not have the form its stream promises; reason is one word, for counting."""
+
+    def __init__(self, topic: str, reason: str, detail: str) -> None:
+        super().__init__(f"{topic}: {reason}: {detail}")
+        self.topic = topic
+        self.reason = reason
+        self.detail = detail
+
+
+class BundleError(EdgeRuntimeError):
+    """A bundle is truncated, corrupt, or does not do what its manifest says."""
+
+    def __init__(self, path: str, fact: str) -> None:
+        super().__init__(f"{path}: {fact}")
+        self.path = path
+        self.fact = fact
+
+
+class ModelError(EdgeRuntimeError):
+    """ONNX Runtime refuses the model, or its outputs are not what the manifest says."""
+
+
+class ProviderError(ModelError):
+    """An execution provider that was asked for is not to be had."""
+
+    def __init__(self, wanted: str, available: list[str], hint: str = "") -> None:
+        super().__init__(f"execution provider {wanted} is not available; available: {', '.join(available)}{hint}")
+        self.wanted = wanted
+        self.available = available
+
+
+class DependencyError(EdgeRuntimeError):
+    """An optional package is needed and absent; the text says what to install."""
+
+
+class TransportError(EdgeRuntimeError):
+    """The broker cannot be reached or refuses the connection."""
+
+
+class ExportError(EdgeRuntimeError):
+    """A model cannot be exported, quantized or proven equal; the text names the operator or the figure."""

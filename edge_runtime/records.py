@@ -1,0 +1,202 @@
+"""The records that flow through the daemon: bytes in, results out.
+
+Shapes and units stand with each record. `*_ns` is the monotonic clock, `*_unix_ns` the wall clock.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+Stage = Literal["receive", "queue", "decode", "window", "infer", "decide", "publish"]
+STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide", "publish")
+
+
+class Properties(msgspec.Struct, frozen=True):
+    """The MQTT 5 properties the daemon uses; empty on MQTT 3.1.1 (MQTT 5.0, section 3.3.2.3)."""
+
+    content_type: str = ""
+    user: tuple[tuple[str, str], ...] = ()
+    message_expiry_s: int | None = None
+    response_topic: str = ""
+    correlation_data: bytes = b""
+
+
+NO_PROPERTIES = Properties()
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One PUBLISH as it came off the wire.
+
+    received_ns: when the read that completed it began. mid: the packet id, 0 at QoS 0.
+    epoch: number of the connection it came in on, unique within the process; a packet id means
+    nothing outside its epoch.
+    """
+
+    topic: str
+    payload: bytes
+    received_ns: int
+    qos: int = 0
+    mid: int = 0
+    retain: bool = False
+    dup: bool = False
+    properties: Properties = NO_PROPERTIES
+    epoch: int = 0
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """One PUBLISH to be written. message_expiry_s is sent on MQTT 5 only."""
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    content_type: str = ""
+    message_expiry_s: int | None = None
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """Consecutive samples of one stream, as one message carried them.
+
+    values: (n, channels) float32, n >= 1, in physical units, all finite.
+    seq: the producer's message number, or None. sensor_unix_ns: time of the first sample, or None.
+    """
+
+    stream: str
+    values: Floats
+    received_ns: int
+    seq: int | None = None
+    sensor_unix_ns: int | None = None
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The most recent ``length`` samples of one stream.
+
+    values: the model's layout of (length, channels) float32, in physical units. Nobody writes to it again.
+    first_seq, last_seq: message numbers of the first and the completing message (the producer's, or a count).
+    t0_unix_ns, t1_unix_ns: time of the first and the last sample; by_receipt says they are the device's
+    receipt times because the sensor gave none.
+    received_ns: of the message that completed it. missing: samples in it that were never received.
+    gap: it spans a gap that was marked, not filled. key: identity of the completing message.
+    """
+
+    stream: str
+    values: Floats
+    first_seq: int
+    last_seq: int
+    t0_unix_ns: int
+    t1_unix_ns: int
+    by_receipt: bool
+    received_ns: int
+    missing: int
+    gap: bool
+    key: str
+    ordinal: int
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """scores: (batch, labels) float32 in [0, 1], or (batch, 1) reconstruction error. model: "name@version"."""
+
+    scores: Floats
+    model: str
+    infer_ns: int
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=False):
+    """What subscribers read: one per window, JSON with these keys.
+
+    t0, t1: Unix seconds. seq: first and last message number. lat_ms: stage durations up to decide, ms.
+    flags: "receipt_time" (t0 and t1 are receipt times), "gap" (a marked gap lies inside).
+    """
+
+    v: int
+    id: str
+    pipeline: str
+    stream: str
+    model: str
+    label: str
+    score: float
+    scores: dict[str, float]
+    alarm: bool | None
+    t0: float
+    t1: float
+    n: int
+    seq: tuple[int, int]
+    missing: int
+    flags: tuple[str, ...]
+    lat_ms: dict[str, float]
+
+
+class AlarmState(msgspec.Struct, frozen=True):
+    """Whether a stream's alarm is on, and the last n windows: bit i of on_bits or off_bits is the window i ago."""
+
+    on: bool = False
+    on_bits: int = 0
+    off_bits: int = 0
+    since_unix_ns: int = 0
+
+
+class StateChange(msgspec.Struct, frozen=True):
+    """The retained document published when a stream's alarm changes. since: Unix seconds. id: of the result."""
+
+    on: bool
+    label: str
+    score: float
+    since: float
+    id: str
+    stream: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that could not be used, and why; acknowledged all the same."""
+
+    stream: str
+    reason: str
+    detail: str
+    message: Message
+
+
+class Turn(msgspec.Struct):
+    """The unit of work of one pipeline: what its queues held when a slot was free, and what became of it.
+
+    Filled by ingest (accepted, inputs, windows, dead_letters, dropped, duplicates, marks), predict (prediction)
+    and emit (results, state_changes, alarms), each in its order; settled once, whatever it holds.
+    inputs: (capacity, ...) float32 in the model's layout; its first len(windows) rows are the windows.
+    accepted: (key, message) of every input the windower took. marks, alarms: the new value of each small
+    state that this turn changed, per stream, as of this turn. Times in ns are monotonic.
+    """
+
+    pipeline: str
+    messages: list[Message]
+    taken_ns: int
+    accepted: list[tuple[str, Message]] = []
+    inputs: Floats | None = None
+    windows: list[Window] = []
+    decode_ns: list[int] = []
+    window_ns: list[int] = []
+    prediction: Prediction | None = None
+    results: list[Result] = []
+    state_changes: list[StateChange] = []
+    dead_letters: list[DeadLetter] = []
+    duplicates: dict[str, int] = {}
+    dropped: dict[tuple[str, str], int] = {}
+    unchanged: dict[str, int] = {}
+    marks: dict[str, SequenceMark] = {}
+    alarms: dict[str, AlarmState] = {}
+
+
+class SequenceMark(msgspec.Struct, frozen=True):
+    """Which message numbers of one stream and producer epoch were seen.
+
+    high: the highest one. seen: bit i is set when number high - i was seen.
+    epoch: counts restarts of the producer's numbering.
+    """
+
+    high: int
+    seen: int
+    epoch: int = 0

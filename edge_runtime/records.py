@@ -161,42 +161,54 @@ class DeadLetter(msgspec.Struct, frozen=True):
     message: Message
 
 
-class Turn(msgspec.Struct):
-    """The unit of work of one pipeline: what its queues held when a slot was free, and what became of it.
-
-    Filled by ingest (accepted, inputs, windows, dead_letters, dropped, duplicates, marks), predict (prediction)
-    and emit (results, state_changes, alarms), each in its order; settled once, whatever it holds.
-    inputs: (capacity, ...) float32 in the model's layout; its first len(windows) rows are the windows.
-    accepted: (key, message) of every input the windower took. marks, alarms: the new value of each small
-    state that this turn changed, per stream, as of this turn. Times in ns are monotonic.
-    """
-
-    pipeline: str
-    messages: list[Message]
-    taken_ns: int
-    accepted: list[tuple[str, Message]] = []
-    inputs: Floats | None = None
-    windows: list[Window] = []
-    decode_ns: list[int] = []
-    window_ns: list[int] = []
-    prediction: Prediction | None = None
-    results: list[Result] = []
-    state_changes: list[StateChange] = []
-    dead_letters: list[DeadLetter] = []
-    duplicates: dict[str, int] = {}
-    dropped: dict[tuple[str, str], int] = {}
-    unchanged: dict[str, int] = {}
-    marks: dict[str, SequenceMark] = {}
-    alarms: dict[str, AlarmState] = {}
-
-
 class SequenceMark(msgspec.Struct, frozen=True):
     """Which message numbers of one stream and producer epoch were seen.
 
-    high: the highest one. seen: bit i is set when number high - i was seen.
+    high: the highest one. seen: bit i is set when number high - i was seen. first: where the epoch began.
     epoch: counts restarts of the producer's numbering.
     """
 
     high: int
     seen: int
+    first: int
     epoch: int = 0
+
+
+class Queued(msgspec.Struct, frozen=True):
+    """A message waiting, undecoded, for its pipeline. queued_ns: monotonic."""
+
+    stream: str
+    message: Message
+    queued_ns: int
+
+
+class Turn(msgspec.Struct):
+    """The unit of work of one pipeline: what its queues held when a slot was free, and what became of it.
+
+    Filled by ingest (accepted .. marks), predict (prediction) and emit (results .. alarms), in that order;
+    settled once, whatever it holds.
+    accepted: (stream, message key, message) of every input the windower took. inputs: (windows, ...) float32 in
+    the model's layout. times_ns: per window, what its completing message cost in (queue, decode, window).
+    dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last
+    message was received and when it was decided. unchanged: results not published because nothing changed, per
+    stream. marks, alarms: the new value of each small state that this turn changed, per stream, as of this turn.
+    """
+
+    pipeline: str
+    messages: list[Queued]
+    taken_ns: int
+    accepted: list[tuple[str, str, Message]] = []
+    inputs: Floats | None = None
+    windows: list[Window] = []
+    times_ns: list[tuple[int, int, int]] = []
+    duplicates: dict[str, int] = {}
+    dropped: dict[tuple[str, str], int] = {}
+    dead_letters: list[DeadLetter] = []
+    marks: dict[str, SequenceMark] = {}
+    prediction: Prediction | None = None
+    results: list[Result] = []
+    emitted_ns: list[tuple[int, int]] = []
+    window_drops: dict[tuple[str, str], int] = {}
+    unchanged: dict[str, int] = {}
+    state_changes: list[StateChange] = []
+    alarms: dict[str, AlarmState] = {}

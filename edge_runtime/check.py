@@ -1,0 +1,78 @@
+"""What would run: the configuration validated, models proven, the broker reached, nothing started."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from edge_runtime.config import Config
+from edge_runtime.daemon import Daemon
+from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.topics import parse_source
+
+POLL_S = 0.05
+
+
+class PipelineCheck(msgspec.Struct, frozen=True):
+    """One pipeline as it would run. infer_ms: one window, median at warm-up. golden_error: largest deviation."""
+
+    name: str
+    topic: str
+    filter: str
+    model: str
+    precision: str
+    provider: str
+    infer_ms: float
+    golden_error: float
+    execution: str
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """broker: "" when it was reached and every subscription granted, else what is wrong."""
+
+    node: str
+    url: str
+    broker: str
+    pipelines: list[PipelineCheck]
+
+    @property
+    def ok(self) -> bool:
+        return not self.broker
+
+
+def check(config: Config, path: str) -> CheckReport:
+    """Raises what the daemon would raise at start."""
+    daemon = Daemon(config, path)
+    pipelines = []
+    for name, settings in config.pipelines.items():
+        session = daemon.sessions[settings.model]
+        pipelines.append(
+            PipelineCheck(
+                name=name,
+                topic=settings.source.topic,
+                filter=parse_source(settings.source.topic).filter,
+                model=session.model_id,
+                precision=session.manifest.precision,
+                provider=session.settings.provider,
+                infer_ms=session.infer_ns / 1e6,
+                golden_error=session.golden_error,
+                execution="inline" if daemon.lanes[name].inline else "worker",
+            )
+        )
+    return CheckReport(config.node.id, config.mqtt.url, probe_broker(config), pipelines)
+
+
+def probe_broker(config: Config) -> str:
+    """Connect and subscribe under a client id of its own, so that a running daemon keeps its session; what is wrong."""
+    settings = msgspec.structs.replace(config.mqtt, session_expiry_s=0)
+    filters = [(parse_source(p.source.topic).filter, int(p.source.qos)) for p in config.pipelines.values()]
+    client = CallbackClient(settings, client_id=f"edge-runtime-{config.node.id}-check", subscriptions=filters)
+    client.start()
+    deadline_s = time.monotonic() + settings.connect_timeout_s
+    while not client.subscribed and time.monotonic() < deadline_s and not client.counters.refused:
+        client.poll(POLL_S)
+    problem = "" if client.subscribed else client.reason or "no answer to SUBSCRIBE"
+    problem = problem or "; ".join(f"{name}: {why}" for name, why in client.refused_filters.items())
+    client.stop(1.0)
+    return problem

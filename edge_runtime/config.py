@@ -1,0 +1,127 @@
+"""TOML to structs: what a device is told to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_runtime.delivery.overload import QueueSettings
+from edge_runtime.errors import ConfigError
+from edge_runtime.model.bundle import NAME_PATTERN
+from edge_runtime.model.session import SessionSettings
+from edge_runtime.monitor.latency import LatencySettings
+from edge_runtime.mqtt.publications import DeadLetterSettings
+from edge_runtime.mqtt.settings import MqttSettings
+from edge_runtime.mqtt.topics import parse_source
+from edge_runtime.settings import decode, read_toml
+from edge_runtime.stream.decide import DecideSettings
+from edge_runtime.stream.decode import SourceSettings
+from edge_runtime.stream.window import WindowSettings
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This device. drain_s: how long a stop may take to finish what was accepted."""
+
+    id: str
+    state_dir: str = "/var/lib/edge-runtime"
+    metrics_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 4.0
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One bundle and how it runs; a relative path is taken from the config file's folder."""
+
+    bundle: str
+    provider: str = "CPUExecutionProvider"
+    intra_op_threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    max_batch: Annotated[int, msgspec.Meta(ge=1)] = 64
+
+    def session(self) -> SessionSettings:
+        return SessionSettings(self.provider, self.intra_op_threads, self.max_batch)
+
+
+class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One pipeline: source, model, window (by default the bundle's), decision, queue.
+
+    publish: a result per window, or only when label or alarm change. execution: inline in the network thread, on
+    the worker thread, or by the time one window takes at warm-up. delivery: `memory` is the only tier so far.
+    """
+
+    source: SourceSettings
+    model: str
+    window: WindowSettings = WindowSettings()
+    decide: DecideSettings = DecideSettings()
+    queue: QueueSettings = QueueSettings()
+    delivery: Literal["memory"] = "memory"
+    publish: Literal["window", "change"] = "window"
+    result_qos: Literal[0, 1] = 1
+    execution: Literal["auto", "inline", "worker"] = "auto"
+    max_streams: Annotated[int, msgspec.Meta(ge=1)] = 1024
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration file."""
+
+    node: NodeSettings
+    mqtt: MqttSettings
+    models: dict[str, ModelSettings]
+    pipelines: dict[str, PipelineSettings]
+    latency: LatencySettings = LatencySettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises ConfigError naming file, key, what was found and what is allowed.
+    """
+    return parse(read_toml(path), path)
+
+
+def parse(table: dict[str, object], path: Path) -> Config:
+    """Check an already parsed table; relative paths in it are taken from path's folder."""
+    config = decode(table, Config, path=str(path))
+    _check_names(config, str(path))
+    _check_sources(config, str(path))
+    folder = path.resolve().parent
+    models = {
+        name: msgspec.structs.replace(model, bundle=str(folder / model.bundle)) for name, model in config.models.items()
+    }
+    mqtt = config.mqtt
+    files = {
+        key: str(folder / value) for key in ("ca", "cert", "key", "password_file") if (value := getattr(mqtt, key))
+    }
+    return msgspec.structs.replace(config, models=models, mqtt=msgspec.structs.replace(mqtt, **files))
+
+
+def _check_names(config: Config, path: str) -> None:
+    named = [("node.id", config.node.id)]
+    named += [(f"models.{name}", name) for name in config.models]
+    named += [(f"pipelines.{name}", name) for name in config.pipelines]
+    for key, name in named:
+        if not re.match(NAME_PATTERN, name):
+            raise ConfigError(path, key, f"found the name {name!r}, wanted {NAME_PATTERN}")
+    if not config.pipelines:
+        raise ConfigError(path, "pipelines", "found none, wanted at least one [pipelines.NAME]")
+    for name, pipeline in config.pipelines.items():
+        if pipeline.model not in config.models:
+            known = ", ".join(config.models) or "none"
+            raise ConfigError(path, f"pipelines.{name}.model", f"found {pipeline.model!r}, allowed: {known}")
+
+
+def _check_sources(config: Config, path: str) -> None:
+    for name, pipeline in config.pipelines.items():
+        try:
+            parse_source(pipeline.source.topic)
+        except ValueError as error:
+            raise ConfigError(path, f"pipelines.{name}.source.topic", str(error)) from error
+        if config.mqtt.receive_maximum <= pipeline.queue.max:
+            raise ConfigError(
+                path,
+                f"pipelines.{name}.queue.max",
+                f"found {pipeline.queue.max}, wanted less than mqtt.receive_maximum = {config.mqtt.receive_maximum}, "
+                "or the broker holds back what the queue's rule should decide on",
+            )

@@ -1,0 +1,278 @@
+"""Nothing lost, everything counted: three equations for every pipeline and stream, which can be checked at any time.
+
+    messages received = accepted + duplicates + dropped{reason} + dead-lettered + queued
+    windows completed = results + dropped{reason} + in flight
+    results = confirmed + waiting to be sent + unchanged + dropped{reason}
+
+Each event is posted once, by the room that sees it, and the three gauges are counted where the things lie, never
+derived from the other terms; otherwise the check could not fail.
+
+    the loop, a message read               received; if no pipeline takes it `dead_lettered` too, under NO_PIPELINE
+    overload, at a queue                   dropped (queue_full, expired, ...)
+    stream/pipeline.py, ingest             windows_completed, lost_before_us, producer_restarted
+    the loop, a turn is done               settle: the turn's messages, and its windows that became results
+    the loop, windows given up             window_dropped (shutdown, ...)
+    mqtt, PUBACK or written at QoS 0       confirmed
+    the outbox, a result given up          result_dropped (expired, rejected, shutdown, ...)
+    gauge: loop and queues                 queued: messages in queues and in turns not yet settled
+    gauge: loop                            in_flight: windows in turns not yet settled
+    gauge: outbox                          waiting: results settled and not yet confirmed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from edge_runtime.records import Turn
+
+NO_PIPELINE = "-"
+ALL = "*"
+MOST_SHOWN = 10
+
+Key = tuple[str, str]
+Equation = Literal["messages", "windows", "results"]
+
+
+class Account(msgspec.Struct):
+    """What was counted of one stream of a pipeline, or, with "*" as its name, of several together.
+
+    dropped: messages by reason; windows_dropped, results_dropped likewise. unchanged: results not published because
+    nothing changed. lost_before_us: message numbers that never came. restarts: of producers' numbering.
+    queued (messages), in_flight (windows), waiting (results) are the gauges, as they were told.
+    """
+
+    pipeline: str
+    stream: str
+    received: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    dropped: dict[str, int] = {}
+    dead_lettered: int = 0
+    queued: int = 0
+    windows: int = 0
+    windows_dropped: dict[str, int] = {}
+    in_flight: int = 0
+    results: int = 0
+    confirmed: int = 0
+    waiting: int = 0
+    unchanged: int = 0
+    results_dropped: dict[str, int] = {}
+    lost_before_us: int = 0
+    restarts: int = 0
+
+
+class Imbalance(msgspec.Struct, frozen=True):
+    """An equation that does not hold: what came in (left) and what became of it (right)."""
+
+    pipeline: str
+    stream: str
+    equation: Equation
+    left: int
+    right: int
+
+    def __str__(self) -> str:
+        verb = {"messages": "received", "windows": "completed", "results": "made"}[self.equation]
+        return f"{self.pipeline} {self.stream}: {self.left:,} {self.equation} {verb}, {self.right:,} accounted for"
+
+
+class LedgerView(msgspec.Struct, frozen=True):
+    """The ledger at one moment: an account per pipeline, one over all, and every stream's equation that is off."""
+
+    pipelines: tuple[Account, ...]
+    overall: Account
+    imbalances: tuple[Imbalance, ...]
+
+
+class Ledger:
+    """Counts what happened, per pipeline and stream, since it was made. Called by one thread.
+
+    It holds an account for every (pipeline, stream) it was told of; whoever opens streams bounds their number.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[Key, Account] = {}
+
+    def received(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """Messages were read off the wire for this stream."""
+        self._account(pipeline, stream).received += n
+
+    def dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
+        """Messages were dropped before a turn took them (those a turn drops come with `settle`)."""
+        _add(self._account(pipeline, stream).dropped, reason, n)
+
+    def dead_lettered(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """Messages were rejected outside of a turn."""
+        self._account(pipeline, stream).dead_lettered += n
+
+    def windows_completed(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """The windower cut windows; posted at ingest, long before the turn is settled."""
+        self._account(pipeline, stream).windows += n
+
+    def window_dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
+        """Windows of a turn that will never be settled were given up."""
+        _add(self._account(pipeline, stream).windows_dropped, reason, n)
+
+    def confirmed(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """The broker has results (PUBACK), or they were written at QoS 0."""
+        self._account(pipeline, stream).confirmed += n
+
+    def result_dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
+        """Settled results will not be sent."""
+        _add(self._account(pipeline, stream).results_dropped, reason, n)
+
+    def lost_before_us(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """Numbers are missing in a producer's sequence; in no equation."""
+        self._account(pipeline, stream).lost_before_us += n
+
+    def producer_restarted(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """A producer's numbering began anew; in no equation."""
+        self._account(pipeline, stream).restarts += n
+
+    def settle(self, turn: Turn) -> None:
+        """Count what became of a turn's messages and windows; once a turn.
+
+        turn.results are those to be sent; a result that is not published is in turn.unchanged only.
+        """
+        pipeline = turn.pipeline
+        for stream, n in _tally(stream for stream, _, _ in turn.accepted).items():
+            self._account(pipeline, stream).accepted += n
+        for stream, n in turn.duplicates.items():
+            self._account(pipeline, stream).duplicates += n
+        for (stream, reason), n in turn.dropped.items():
+            self.dropped(pipeline, stream, reason, n)
+        for letter in turn.dead_letters:
+            self.dead_lettered(pipeline, letter.stream)
+        for (stream, reason), n in turn.window_drops.items():
+            self.window_dropped(pipeline, stream, reason, n)
+        for stream, n in _tally(result.stream for result in turn.results).items():
+            self._account(pipeline, stream).results += n
+        for stream, n in turn.unchanged.items():
+            account = self._account(pipeline, stream)
+            account.results += n
+            account.unchanged += n
+
+    def snapshot(
+        self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]
+    ) -> tuple[Account, ...]:
+        """A copy of every stream's account with the gauges in it, sorted.
+
+        queued: messages in queues and unsettled turns. in_flight: windows of unsettled turns. waiting: settled
+        results not yet confirmed. Each per (pipeline, stream); a stream with none may be left out.
+        """
+        accounts = self._gauged(queued, in_flight, waiting)
+        return tuple(_total(account.pipeline, account.stream, (account,)) for account in accounts)
+
+    def balance(
+        self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]
+    ) -> list[Imbalance]:
+        """Every equation of every stream that does not hold; gauges as in `snapshot`."""
+        return [off for account in self._gauged(queued, in_flight, waiting) for off in imbalances(account)]
+
+    def totals(self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]) -> LedgerView:
+        """An account per pipeline and one over all, checked stream by stream; gauges as in `snapshot`."""
+        accounts = self._gauged(queued, in_flight, waiting)
+        by_pipeline: dict[str, list[Account]] = {}
+        for account in accounts:
+            by_pipeline.setdefault(account.pipeline, []).append(account)
+        return LedgerView(
+            pipelines=tuple(_total(pipeline, ALL, group) for pipeline, group in by_pipeline.items()),
+            overall=_total(ALL, ALL, accounts),
+            imbalances=tuple(off for account in accounts for off in imbalances(account)),
+        )
+
+    def _gauged(
+        self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]
+    ) -> list[Account]:
+        """The accounts themselves, sorted, with the gauges of this moment in them."""
+        accounts = [self._account(*key) for key in sorted({*self._accounts, *queued, *in_flight, *waiting})]
+        for account in accounts:
+            key = account.pipeline, account.stream
+            account.queued, account.in_flight = queued.get(key, 0), in_flight.get(key, 0)
+            account.waiting = waiting.get(key, 0)
+        return accounts
+
+    def _account(self, pipeline: str, stream: str) -> Account:
+        account = self._accounts.get((pipeline, stream))
+        if account is None:
+            account = self._accounts[pipeline, stream] = Account(pipeline, stream)
+        return account
+
+
+def imbalances(account: Account) -> Iterator[Imbalance]:
+    """The equations of one stream that do not hold."""
+    a = account
+    messages = a.accepted + a.duplicates + sum(a.dropped.values()) + a.dead_lettered + a.queued
+    windows = a.results + sum(a.windows_dropped.values()) + a.in_flight
+    results = a.confirmed + a.waiting + a.unchanged + sum(a.results_dropped.values())
+    equations: tuple[tuple[Equation, int, int], ...] = (
+        ("messages", a.received, messages),
+        ("windows", a.windows, windows),
+        ("results", a.results, results),
+    )
+    for equation, left, right in equations:
+        if left != right:
+            yield Imbalance(a.pipeline, a.stream, equation, left, right)
+
+
+def render(view: LedgerView) -> str:
+    """The ledger as plain text: three lines a pipeline, then "balanced" or what is off."""
+    lines = [line for account in view.pipelines for line in _render_account(account)]
+    shown = view.imbalances[:MOST_SHOWN]
+    lines += [f"off: {imbalance}" for imbalance in shown]
+    if len(view.imbalances) > len(shown):
+        lines.append(f"off: {len(view.imbalances) - len(shown)} more")
+    if not view.imbalances:
+        lines.append("balanced")
+    return "\n".join(lines)
+
+
+def _render_account(a: Account) -> Iterator[str]:
+    beside = f"; lost before us {a.lost_before_us:,}" if a.lost_before_us else ""
+    beside += f"; producer restarts {a.restarts:,}" if a.restarts else ""
+    yield (
+        f"{a.pipeline}: messages received {a.received:,} = accepted {a.accepted:,} + duplicates {a.duplicates:,}"
+        f" + {_render_drops(a.dropped)} + dead-lettered {a.dead_lettered:,} + queued {a.queued:,}{beside}"
+    )
+    if a.pipeline == NO_PIPELINE:
+        return
+    yield (
+        f"{a.pipeline}: windows completed {a.windows:,} = results {a.results:,}"
+        f" + {_render_drops(a.windows_dropped)} + in flight {a.in_flight:,}"
+    )
+    yield (
+        f"{a.pipeline}: results {a.results:,} = confirmed {a.confirmed:,} + waiting {a.waiting:,}"
+        f" + unchanged {a.unchanged:,} + {_render_drops(a.results_dropped)}"
+    )
+
+
+def _render_drops(drops: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(drops.items()) if n)
+    return f"dropped {sum(drops.values()):,}" + (f" ({reasons})" if reasons else "")
+
+
+def _total(pipeline: str, stream: str, accounts: Iterable[Account]) -> Account:
+    """The sum of accounts, under a name of its own."""
+    total = Account(pipeline, stream)
+    for account in accounts:
+        for field in account.__struct_fields__[2:]:
+            value = getattr(account, field)
+            if isinstance(value, dict):
+                for reason, n in value.items():
+                    _add(getattr(total, field), reason, n)
+            else:
+                setattr(total, field, getattr(total, field) + value)
+    return total
+
+
+def _tally(streams: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for stream in streams:
+        counts[stream] = counts.get(stream, 0) + 1
+    return counts
+
+
+def _add(counts: dict[str, int], reason: str, n: int) -> None:
+    counts[reason] = counts.get(reason, 0) + n

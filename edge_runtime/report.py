@@ -1,0 +1,100 @@
+"""What the commands print: plain text of reports and summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edge_runtime.check import CheckReport
+from edge_runtime.daemon import Summary
+from edge_runtime.delivery.ledger import render
+from edge_runtime.model.bench import BenchReport
+from edge_runtime.model.bundle import Bundle
+from edge_runtime.monitor.latency import StageSummary
+
+STAGE_COLUMNS = ("stage", "count", "p50 ms", "p95 ms", "p99 ms", "max ms")
+
+
+def summary(found: Summary) -> str:
+    """Ledger, percentiles per stage, and where the latency log lies."""
+    parts = [render(found.ledger)]
+    for pipeline, stages in found.latency.items():
+        parts += ["", f"{pipeline}: latency", table(STAGE_COLUMNS, stage_rows(stages.items()))]
+    parts += ["", f"latency log: {found.latency_log}"]
+    parts.append(f"ran {found.uptime_s:.1f} s, memory {found.rss_mb:.0f} MB")
+    if not found.drained:
+        parts.append("stopped before everything accepted was finished; the broker keeps what was not acknowledged")
+    return "\n".join(parts)
+
+
+def stage_rows(stages: Iterable[tuple[str, StageSummary]]) -> list[tuple[str, ...]]:
+    """A row per stage, of text."""
+    return [
+        (stage, f"{s.count:,}", f"{s.p50_ms:.3f}", f"{s.p95_ms:.3f}", f"{s.p99_ms:.3f}", f"{s.max_ms:.3f}")
+        for stage, s in stages
+    ]
+
+
+def check(found: CheckReport) -> str:
+    """What would run, and whether the broker lets it."""
+    columns = ("pipeline", "subscribes to", "model", "precision", "provider", "ms a window", "golden error", "runs")
+    rows = [
+        (p.name, p.filter, p.model, p.precision, p.provider, f"{p.infer_ms:.3f}", f"{p.golden_error:.2g}", p.execution)
+        for p in found.pipelines
+    ]
+    broker = f"broker {found.url}: {found.broker or 'reached, subscriptions granted'}"
+    verdict = "ready to run" if found.ok else "not ready"
+    return "\n".join([f"node {found.node}", broker, table(columns, rows), verdict])
+
+
+def bench(found: BenchReport) -> str:
+    """Percentiles by batch size and threads."""
+    head = (
+        f"{found.model} ({found.precision}), bundle {found.bundle_kb:.1f} kB, ready in {found.load_ms:.0f} ms, "
+        f"memory {found.rss_mb:.1f} MB, golden error {found.golden_error:.2g}"
+    )
+    columns = ("batch", "threads", "runs", "p50 ms", "p95 ms", "p99 ms", "max ms", "windows/s")
+    rows = [
+        (
+            str(r.batch),
+            str(r.threads),
+            f"{r.runs:,}",
+            *(f"{ms:.3f}" for ms in (r.p50_ms, r.p95_ms, r.p99_ms, r.max_ms)),
+            f"{r.windows_per_s:,.0f}",
+        )
+        for r in found.rows
+    ]
+    return "\n".join([head, table(columns, rows)])
+
+
+def bundle(found: Bundle) -> str:
+    """The manifest's main facts, then the card."""
+    manifest, spec = found.manifest, found.manifest.input
+    rate = f" at {spec.rate_hz:g} Hz" if spec.rate_hz else ""
+    facts = [
+        ("name", manifest.model_id),
+        ("precision", manifest.precision),
+        ("sha256", found.digest),
+        ("input", f"{spec.length} samples{rate}, hop {spec.hop}, layout {spec.layout}"),
+        ("channels", ", ".join(f"{c} [{u}]" for c, u in zip(spec.channels, spec.units, strict=True))),
+        ("output", f"{manifest.output.kind}: {', '.join(manifest.labels) or f'threshold {manifest.threshold}'}"),
+        ("golden", f"{len(found.golden.inputs)} vectors, tolerance {manifest.tolerances['default'].absolute:g}"),
+        ("model", f"{len(found.model) / 1024:.1f} kB"),
+        ("recipe", f"{manifest.provenance.recipe}, seed {manifest.provenance.seed}"),
+        ("steps", " -> ".join(manifest.provenance.steps)),
+    ]
+    width = max(len(name) for name, _ in facts)
+    return "\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()])
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell; the first to the left, numbers to the right."""
+    lines = [list(columns), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )

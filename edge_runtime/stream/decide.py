@@ -1,0 +1,103 @@
+"""Scores to a label, and to an alarm where one is configured."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from edge_runtime.model.bundle import ERROR_KINDS, Manifest
+from edge_runtime.records import AlarmState
+
+NORMAL, ANOMALY = "normal", "anomaly"
+MAX_ALARM_WINDOWS = 64
+QUIET = AlarmState()
+
+
+class DecideSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a stream is in alarm.
+
+    alarm_on: a label, or "not LABEL"; empty means no alarm. A window speaks for it when its score for that reaches
+    `score`, and against it below `release` (by default the same: no hysteresis). The alarm goes on when k of the
+    last n windows speak for it, and off when k of the last n speak against it.
+    A model of reconstruction errors alarms by itself, at the bundle's threshold unless `score` is given.
+    """
+
+    alarm_on: str = ""
+    score: float | None = None
+    release: float | None = None
+    k: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALARM_WINDOWS)] = 1
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALARM_WINDOWS)] = 1
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What one window was decided to be.
+
+    scores: per label. alarm: None where no alarm is configured. changed: it went on or off, or was never told.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    alarm: AlarmState | None
+    changed: bool = False
+
+
+class Decider:
+    """Labels and alarms of one pipeline; owns the alarm state of each stream."""
+
+    def __init__(self, settings: DecideSettings, manifest: Manifest) -> None:
+        """Raises ValueError when the settings do not fit the model."""
+        self.alarms: dict[str, AlarmState] = {}
+        self._labels = manifest.labels
+        self._by_error = manifest.output.kind in ERROR_KINDS
+        self._k, self._window_mask = settings.k, (1 << settings.n) - 1
+        if settings.k > settings.n:
+            raise ValueError(f"k = {settings.k} of n = {settings.n} windows; k must be at most n")
+        self._on_at, self._alarm_index, self._negated = _alarm_rule(settings, manifest, by_error=self._by_error)
+        self._off_below = settings.release if settings.release is not None else self._on_at
+        if self._off_below > self._on_at:
+            raise ValueError(f"release = {self._off_below} lies above score = {self._on_at}")
+        self._has_alarm = self._by_error or bool(settings.alarm_on)
+
+    def decide(self, stream: str, row: list[float], t_unix_ns: int) -> Decision:
+        """Decide one window. row: its scores. t_unix_ns: its end, the time an alarm is said to begin or end."""
+        if self._by_error:
+            error = row[0]
+            label, score, scores = ANOMALY if error >= self._on_at else NORMAL, error, {"error": error}
+            evidence = error
+        else:
+            index = max(range(len(row)), key=row.__getitem__)
+            label, score = self._labels[index], row[index]
+            scores = dict(zip(self._labels, row, strict=True))
+            at_alarm = row[self._alarm_index]
+            evidence = 1.0 - at_alarm if self._negated else at_alarm
+        if not self._has_alarm:
+            return Decision(label, score, scores, None)
+        before = self.alarms.get(stream)
+        alarm = self.alarms[stream] = self._step(before or QUIET, evidence, t_unix_ns)
+        return Decision(label, score, scores, alarm, before is None or alarm.on != before.on)
+
+    def _step(self, before: AlarmState, evidence: float, t_unix_ns: int) -> AlarmState:
+        on_bits = (before.on_bits << 1 | (evidence >= self._on_at)) & self._window_mask
+        off_bits = (before.off_bits << 1 | (evidence < self._off_below)) & self._window_mask
+        on = off_bits.bit_count() < self._k if before.on else on_bits.bit_count() >= self._k
+        unchanged = on == before.on and before.since_unix_ns
+        return AlarmState(on, on_bits, off_bits, before.since_unix_ns if unchanged else t_unix_ns)
+
+
+def _alarm_rule(settings: DecideSettings, manifest: Manifest, *, by_error: bool) -> tuple[float, int, bool]:
+    """Threshold, index of the label, whether it is negated."""
+    if by_error:
+        if settings.alarm_on:
+            raise ValueError(f"alarm_on = {settings.alarm_on!r}: {manifest.model_id} has no labels, only an error")
+        threshold = settings.score if settings.score is not None else manifest.threshold
+        return float("inf") if threshold is None else threshold, 0, False
+    negated = settings.alarm_on.startswith("not ") and settings.alarm_on not in manifest.labels
+    label = settings.alarm_on.removeprefix("not ") if negated else settings.alarm_on
+    if label and label not in manifest.labels:
+        raise ValueError(
+            f"alarm_on = {settings.alarm_on!r}: {manifest.model_id} has the labels {list(manifest.labels)}"
+        )
+    score = settings.score if settings.score is not None else 0.5
+    return score, manifest.labels.index(label) if label else 0, negated

@@ -1,0 +1,104 @@
+"""Fakes for users' tests and our own: a clock by hand, a model of means, a transport in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge_runtime.mqtt.transport import Counters
+from edge_runtime.records import Floats, Message, Outgoing, Stage
+from edge_runtime.stream.pipeline import Clock
+
+
+class ManualClock:
+    """Time stands still until `advance`; both clocks move together."""
+
+    def __init__(self, *, monotonic_ns: int = 0, unix_ns: int = 1_700_000_000_000_000_000) -> None:
+        self.monotonic_ns = monotonic_ns
+        self.unix_ns = unix_ns
+
+    def advance(self, seconds: float) -> None:
+        step_ns = round(seconds * 1e9)
+        self.monotonic_ns += step_ns
+        self.unix_ns += step_ns
+
+    def clock(self) -> Clock:
+        """What a pipeline takes."""
+        return Clock(lambda: self.monotonic_ns, lambda: self.unix_ns)
+
+
+class ModelOfMeans:
+    """Scores are the window's mean per channel: a value one can check by hand. Layout NTC."""
+
+    model_id = "means@1.0.0"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def predict(self, inputs: Floats) -> Floats:
+        self.batches.append(len(inputs))
+        means: Floats = inputs.mean(axis=1, dtype=np.float32)
+        return means
+
+
+class MemoryRecorder:
+    """Keeps every stage duration."""
+
+    def __init__(self) -> None:
+        self.durations_ns: dict[Stage, list[int]] = {}
+
+    def record(self, stage: Stage, duration_ns: int) -> None:
+        self.durations_ns.setdefault(stage, []).append(duration_ns)
+
+
+class MemoryClient:
+    """A transport without a broker: `arrive` feeds it, `published` and `acknowledged` show what came out."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.refused_filters: dict[str, str] = {}
+        self.connected = True
+        self.subscribed = True
+        self.reason = ""
+        self.published: list[Outgoing] = []
+        self.acknowledged: list[tuple[int, int]] = []
+        self.refuse_with = ""
+        self.withhold_confirmations = False
+        self._arrived: deque[Message] = deque()
+        self._unconfirmed: list[int] = []
+
+    def arrive(self, *messages: Message) -> None:
+        self._arrived.extend(messages)
+
+    def start(self) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Message]:  # noqa: ARG002  nothing to wait for
+        messages = [self._arrived.popleft() for _ in range(min(64, len(self._arrived)))]
+        return messages
+
+    def fileno(self) -> int:
+        return -1
+
+    def wants_write(self) -> bool:
+        return False
+
+    def acknowledge(self, epoch: int, mids: Sequence[int]) -> None:
+        self.acknowledged += [(epoch, mid) for mid in mids]
+
+    def publish(self, message: Outgoing) -> int:
+        self.published.append(message)
+        token = len(self.published)
+        self._unconfirmed.append(token)
+        return token
+
+    def confirmed(self) -> list[tuple[int, str]]:
+        if self.withhold_confirmations:
+            return []
+        tokens, self._unconfirmed = self._unconfirmed, []
+        return [(token, self.refuse_with) for token in tokens]
+
+    def flush(self) -> None: ...
+
+    def stop(self, timeout_s: float) -> None: ...

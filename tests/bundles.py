@@ -1,0 +1,62 @@
+"""Small real bundles for tests: an ONNX graph of channel means, made with onnx.helper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edge_runtime.model.bundle import (
+    Golden,
+    Histogram,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Provenance,
+    Reference,
+    Tolerance,
+    write,
+)
+
+REFERENCE = Reference(features={"x.mean": Histogram((0.0, 1.0), (0, 4, 0))}, scores={}, n=4)
+
+
+def means_model(*, length: int, channels: int, batch: int | str = "batch", width: int | None = None) -> bytes:
+    """x (batch, length, channels) -> mean per channel (batch, channels)."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, length, channels])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, width or channels])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
+    graph = helper.make_graph([node], "means", [x], [y], initializer=[axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(onnx.load_model_from_string(model.SerializeToString()).SerializeToString())
+
+
+def means_manifest(
+    *, length: int = 4, hop: int = 4, labels: tuple[str, ...] = ("still", "moving"), rate_hz: float | None = None
+) -> Manifest:
+    channels = tuple(f"c{i}" for i in range(len(labels)))
+    return Manifest(
+        schema=1,
+        name="means",
+        version="1.0.0",
+        precision="float32",
+        input=InputSpec("x", channels, ("1",) * len(channels), length, hop, rate_hz),
+        output=OutputSpec("y", "scores"),
+        labels=labels,
+        tolerances={"default": Tolerance(1e-5)},
+        files={},
+        provenance=Provenance("tests/bundles.py", 0, {}, ()),
+    )
+
+
+def write_means_bundle(path: Path, manifest: Manifest | None = None, *, model: bytes | None = None) -> Path:
+    manifest = manifest or means_manifest()
+    spec = manifest.input
+    inputs = np.random.default_rng(0).random((6, *spec.shape()), dtype=np.float32)
+    golden = Golden(inputs, inputs.mean(axis=1))
+    body = model or means_model(length=spec.length, channels=len(spec.channels))
+    write(path, manifest, model=body, golden=golden, reference=REFERENCE, card="# means\n")
+    return path

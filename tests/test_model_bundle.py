@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import means_manifest, means_model, write_means_bundle
+
+from edge_runtime.errors import BundleError
+from edge_runtime.model.bundle import Tolerance, read
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_means_bundle(tmp_path / "means.edge")
+
+
+def rewrite(path: Path, **members: bytes | None) -> None:
+    """Replace members (None removes one) and mend the manifest's hashes, as a careful liar would."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    given = {name.replace("_", "."): body for name, body in members.items()}
+    manifest = json.loads(given.pop("manifest.json", None) or contents["manifest.json"])
+    contents = {name: body for name, body in {**contents, **given}.items() if body is not None}
+    for name, entry in manifest["files"].items():
+        if name in contents:
+            entry.update(sha256=hashlib.sha256(contents[name]).hexdigest(), size=len(contents[name]))
+    contents["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in contents.items():
+            archive.writestr(name, body)
+
+
+def changed_manifest(path: Path, **changes: object) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    for key, value in changes.items():
+        at = manifest
+        *parents, last = key.split("__")
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    return json.dumps(manifest).encode()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_what_was_written_is_what_is_read(path: Path) -> None:
+    bundle = read(path)
+
+    assert bundle.manifest.model_id == "means@1.0.0"
+    assert bundle.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert bundle.golden.inputs.shape == (6, 4, 2)
+    assert bundle.card == "# means\n"
+    assert not path.with_name(path.name + ".part").exists()
+
+
+def test_equal_contents_give_equal_bytes(path: Path, tmp_path: Path) -> None:
+    assert path.read_bytes() == write_means_bundle(tmp_path / "again.edge").read_bytes()
+
+
+def test_a_bundle_cut_anywhere_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in {0, 1, 30, *range(0, len(whole), 97), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(BundleError, match=r"means\.edge: "):
+            read(path)
+
+
+def test_a_flipped_bit_anywhere_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    before = read(path)
+    for at in range(0, len(whole), 211):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        try:
+            after = read(path)
+        except BundleError:
+            continue
+        assert (after.manifest, after.model, after.card) == (before.manifest, before.model, before.card)
+
+
+def test_a_member_that_is_not_what_the_manifest_hashed_is_named(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["model.onnx"] += b"\0"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in contents.items():
+            archive.writestr(name, body)
+
+    with pytest.raises(BundleError, match=r"model\.onnx: \d+ bytes with sha256"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema": 9}, "schema 9"),
+        ({"name": "../evil"}, "name '../evil'"),
+        ({"version": "one"}, "version 'one'"),
+        ({"labels": ["a", "a"]}, "labels repeat"),
+        ({"labels": []}, "without labels"),
+        ({"input__channels": []}, "no input channels"),
+        ({"input__units": ["1"]}, "1 units for 2 channels"),
+        ({"input__length": 0}, "window of 0 samples"),
+        ({"input__length": 8}, "golden.npz: inputs are"),
+        ({"input__rate_hz": -1.0}, "rate_hz -1.0"),
+        ({"input__layout": "NT"}, "layout NT with 2 channels"),
+        ({"tolerances": {}}, "no default tolerance"),
+        ({"output__kind": "error"}, "error without a threshold"),
+        ({"surprise": 1}, "surprise"),
+        ({"labels": "no list"}, "labels"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(path: Path, changes: dict, words: str) -> None:
+    rewrite(path, manifest_json=changed_manifest(path, **changes))
+
+    with pytest.raises(BundleError, match=words):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"card_md": None}, "holds"),
+        ({"more_txt": b"x"}, "holds"),
+        ({"golden_npz": b"no zip"}, "golden.npz is malformed"),
+        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32))}, "golden.npz is malformed"),
+        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2)), outputs=np.zeros((2, 2)))}, "inputs are float64"),
+        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.zeros((3, 2)))}, "3 outputs for 2"),
+        ({"reference_json": b"{"}, "reference.json or card.md is malformed"),
+        ({"card_md": b"\xff"}, "reference.json or card.md is malformed"),
+    ],
+)
+def test_members_that_are_missing_extra_or_malformed_are_refused(path: Path, members: dict, words: str) -> None:
+    rewrite(path, **members)
+
+    with pytest.raises(BundleError, match=words):
+        read(path)
+
+
+def test_a_golden_file_with_pickled_objects_is_never_unpickled(path: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    buffer = io.BytesIO()
+    np.savez(buffer, inputs=np.array([Bomb()], dtype=object), outputs=np.zeros(1))
+    rewrite(path, golden_npz=buffer.getvalue())
+
+    with pytest.raises(BundleError, match="golden"):
+        read(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_compressed_members_are_refused_so_that_no_zip_bomb_unpacks(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["card.md"] = b"\0" * 50_000_000
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, body in contents.items():
+            archive.writestr(name, body)
+
+    with pytest.raises(BundleError, match="compressed"):
+        read(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for wrong in (tmp_path / "none.edge", tmp_path):
+        with pytest.raises(BundleError, match=str(wrong)):
+            read(wrong)
+
+
+def test_a_manifest_that_would_be_refused_is_not_written(tmp_path: Path) -> None:
+    manifest = msgspec.structs.replace(means_manifest(), tolerances={"neon": Tolerance(1.0)})
+
+    with pytest.raises(BundleError, match="no default tolerance"):
+        write_means_bundle(tmp_path / "x.edge", manifest, model=means_model(length=4, channels=2))
+    assert not (tmp_path / "x.edge").exists()

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import REFERENCE, means_manifest, means_model, write_means_bundle
+
+from edge_runtime.errors import BundleError, DependencyError, ProviderError
+from edge_runtime.model.bundle import Golden, InputSpec, OutputSpec, read, write
+from edge_runtime.model.session import Session, SessionSettings, load_onnxruntime, reconstruction_error, softmax
+
+
+def session(path: Path, **settings: object) -> Session:
+    return Session(read(path), SessionSettings(**settings))
+
+
+def test_a_batch_gives_what_its_windows_give_one_by_one(tmp_path: Path) -> None:
+    subject = session(write_means_bundle(tmp_path / "m.edge"), max_batch=4)
+    inputs = np.random.default_rng(1).random((11, 4, 2), dtype=np.float32)
+
+    scores = subject.predict(inputs)
+
+    assert np.allclose(scores, inputs.mean(axis=1), atol=1e-6)
+    assert np.array_equal(scores, np.concatenate([subject.predict(inputs[i : i + 1]) for i in range(11)]))
+
+
+def test_a_graph_with_a_fixed_batch_of_one_is_run_window_by_window(tmp_path: Path) -> None:
+    path = write_means_bundle(tmp_path / "m.edge", model=means_model(length=4, channels=2, batch=1))
+    subject = session(path)
+    inputs = np.random.default_rng(1).random((3, 4, 2), dtype=np.float32)
+
+    assert not subject.dynamic_batch
+    assert np.allclose(subject.predict(inputs), inputs.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (means_model(length=5, channels=2), r"graph input is tensor\(float\) \(5, 2\)"),
+        (means_model(length=4, channels=2, batch=3), "fixed batch of 3"),
+        (b"no protobuf at all", "ONNX Runtime refuses the model"),
+        (means_model(length=4, channels=2)[:80], "ONNX Runtime refuses the model"),
+    ],
+)
+def test_a_model_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, model: bytes, words: str) -> None:
+    path = write_means_bundle(tmp_path / "m.edge", model=model)
+
+    with pytest.raises(BundleError, match=words) as caught:
+        session(path)
+    assert str(path) in str(caught.value)
+
+
+def test_names_and_labels_that_the_graph_does_not_have_are_refused(tmp_path: Path) -> None:
+    good = means_manifest()
+    wrong_input = msgspec.structs.replace(good, input=msgspec.structs.replace(good.input, name="z"))
+    wrong_output = msgspec.structs.replace(good, output=OutputSpec("z", "scores"))
+    wrong_labels = msgspec.structs.replace(good, labels=("a", "b", "c"))
+    for manifest, words in ((wrong_input, "graph inputs"), (wrong_output, "graph outputs"), (wrong_labels, "3 labels")):
+        with pytest.raises(BundleError, match=words):
+            session(write_means_bundle(tmp_path / "m.edge", manifest))
+
+
+def test_golden_vectors_that_do_not_come_out_are_refused_with_the_figure(tmp_path: Path) -> None:
+    inputs = np.ones((2, 4, 2), np.float32)
+    golden = Golden(inputs, np.full((2, 2), 1.5, np.float32))
+    path = tmp_path / "m.edge"
+    write(path, means_manifest(), model=means_model(length=4, channels=2), golden=golden, reference=REFERENCE, card="")
+
+    with pytest.raises(BundleError, match=r"outputs differ by 0\.5, allowed 1e-05"):
+        session(path)
+
+
+def test_golden_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    golden = Golden(np.ones((2, 4, 2), np.float32), np.full((2, 2), np.nan, np.float32))
+    path = tmp_path / "m.edge"
+    write(path, means_manifest(), model=means_model(length=4, channels=2), golden=golden, reference=REFERENCE, card="")
+
+    with pytest.raises(BundleError, match="golden"):
+        session(path)
+
+
+def test_the_provider_asked_for_is_the_provider_got_or_an_error_naming_what_there_is(tmp_path: Path) -> None:
+    path = write_means_bundle(tmp_path / "m.edge")
+
+    assert session(path)._session.get_providers()[0] == "CPUExecutionProvider"
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider is not available; available: .*CPU.*gpu"):
+        session(path, provider="CUDAExecutionProvider")
+
+
+def test_logits_become_scores_and_reconstructions_an_error() -> None:
+    scores = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]], np.float32))
+    assert np.allclose(scores, [[0.5, 0.5], [0.25, 0.75]])
+
+    inputs = np.zeros((2, 2, 2), np.float32)
+    outputs = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 4]]], np.float32)
+    assert reconstruction_error(inputs, outputs).tolist() == [[1.0], [4.0]]
+
+
+def test_a_missing_onnxruntime_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from edge_runtime.model.session import load_onnxruntime\n"
+        "try:\n    load_onnxruntime()\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.startswith(DependencyError.__name__)
+    assert "pip install 'edge-runtime[cpu]'" in found.stdout
+
+
+def test_a_32_bit_system_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("struct.calcsize", lambda _: 4)
+
+    with pytest.raises(DependencyError, match="32-bit.*64-bit system"):
+        load_onnxruntime()
+
+
+def test_no_telemetry_leaves_the_device(tmp_path: Path) -> None:
+    """Outside CI a bare import would write a device id under the home folder and start a thread."""
+    code = (
+        "from edge_runtime.model.session import load_onnxruntime\n"
+        "load_onnxruntime()\n"
+        "import pathlib; print(len(list(pathlib.Path('/proc/self/task').iterdir())))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENBLAS_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+
+    assert found.stdout.strip() == "1"
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_layout_decides_the_shape() -> None:
+    def shape(layout: str, channels: int) -> tuple[int, ...]:
+        return InputSpec("x", ("c",) * channels, ("1",) * channels, 5, 5, None, layout).shape()
+
+    assert [shape("NTC", 2), shape("NCT", 2), shape("NT", 1)] == [(5, 2), (2, 5), (5,)]

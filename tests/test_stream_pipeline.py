@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import means_manifest
+
+from edge_runtime.delivery.ledger import Ledger
+from edge_runtime.records import Message, Properties, Queued, Result, Turn
+from edge_runtime.stream.decide import Decider, DecideSettings
+from edge_runtime.stream.decode import SourceSettings, make_decoder
+from edge_runtime.stream.pipeline import RESULT_STAGES, Pipeline
+from edge_runtime.stream.window import WindowSettings
+from edge_runtime.testing import ManualClock, MemoryRecorder, ModelOfMeans
+
+MANIFEST = means_manifest(length=4, hop=4)
+
+
+class Bench:
+    """A pipeline of means over rows of two channels, and what it is given."""
+
+    def __init__(self, *, layout: str = "NTC", decide: DecideSettings | None = None, **options: object) -> None:
+        self.clock, self.recorder, self.ledger, self.model = ManualClock(), MemoryRecorder(), Ledger(), ModelOfMeans()
+        spec = msgspec.structs.replace(MANIFEST.input, layout=layout)
+        source = SourceSettings(topic="t", seq_property="n", max_payload_bytes=10_000)
+        window = options.pop("window", WindowSettings(samples=4, hop=4))
+        self.pipeline = Pipeline(
+            "p",
+            spec=spec,
+            window=window,
+            decode=make_decoder(source, 2),
+            predictor=self.model,
+            decider=Decider(decide or DecideSettings(), MANIFEST),
+            recorder=self.recorder,
+            ledger=self.ledger,
+            run_id="run",
+            clock=self.clock.clock(),
+            **options,
+        )
+        self.numbers: dict[str, int] = {}
+
+    def message(self, rows: object, stream: str = "a", *, number: int | None = None, **fields: object) -> Queued:
+        n = self.numbers.get(stream, 0) if number is None else number
+        self.numbers[stream] = n + 1
+        payload = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
+        properties = Properties(user=(("n", str(n)),))
+        message = Message("t", payload, self.clock.monotonic_ns, qos=1, properties=properties, **fields)
+        return Queued(stream, message, self.clock.monotonic_ns)
+
+    def run(self, *messages: Queued) -> Turn:
+        turn = self.pipeline.process(messages)
+        for queued in messages:
+            self.ledger.received("p", queued.stream)
+        self.ledger.settle(turn)
+        for result in turn.results:
+            self.ledger.confirmed("p", result.stream)
+        assert self.ledger.balance({}, {}, {}) == []
+        return turn
+
+
+def labels(results: list[Result]) -> list[tuple[str, str]]:
+    return [(result.stream, result.label) for result in results]
+
+
+STILL, MOVING = [[1, 0]] * 4, [[0, 1]] * 4
+
+
+def test_windows_of_two_streams_share_one_batch() -> None:
+    bench = Bench()
+
+    turn = bench.run(bench.message(STILL, "a"), bench.message(MOVING, "b"))
+
+    assert labels(turn.results) == [("a", "still"), ("b", "moving")]
+    assert bench.model.batches == [2]
+
+
+def test_a_result_says_what_when_and_how_long() -> None:
+    bench = Bench()
+    bench.clock.advance(1.0)
+
+    (result,) = bench.run(bench.message(STILL, number=7)).results
+
+    assert (result.pipeline, result.stream, result.model, result.n) == ("p", "a", "means@1.0.0", 4)
+    assert (result.label, result.score, result.scores) == ("still", 1.0, {"still": 1.0, "moving": 0.0})
+    assert (result.seq, result.missing, result.flags, result.t1) == ((7, 7), 0, ("receipt_time",), 1_700_000_001.0)
+    assert tuple(result.lat_ms) == RESULT_STAGES
+    assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result
+
+
+def test_every_stage_is_recorded() -> None:
+    bench = Bench()
+    bench.run(bench.message(STILL))
+
+    assert set(bench.recorder.durations_ns) == {"receive", "queue", "decode", "window", "infer", "decide"}
+
+
+def test_result_ids_are_the_same_in_every_run_and_differ_between_windows() -> None:
+    def ids() -> list[str]:
+        bench = Bench()
+        turn = bench.run(bench.message(STILL + MOVING, "a"), bench.message(STILL, "b"), bench.message(STILL, "a"))
+        return [result.id for result in turn.results]
+
+    assert ids() == ids()
+    assert len(set(ids())) == 4
+
+
+@pytest.mark.parametrize("layout", ["NTC", "NCT"])
+def test_the_model_gets_its_own_layout(layout: str) -> None:
+    bench = Bench(layout=layout)
+    turn = bench.pipeline.ingest([bench.message([[1, 2], [3, 4], [5, 6], [7, 8]])])
+    rows = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])
+
+    assert turn.inputs.shape == ((1, 4, 2) if layout == "NTC" else (1, 2, 4))
+    assert np.array_equal(turn.inputs[0], rows if layout == "NTC" else rows.T)
+    assert turn.inputs.flags.c_contiguous
+
+
+def test_windows_stay_as_they_were_while_later_messages_are_ingested() -> None:
+    bench = Bench()
+    rows = [[[i, i]] * 4 for i in range(40)]
+
+    turn = bench.pipeline.ingest([bench.message(r) for r in rows])
+
+    assert [window.values[0, 0] for window in turn.windows] == list(range(40))
+    assert turn.inputs[:, 0, 0].tolist() == list(range(40))
+
+
+def test_two_turns_in_flight_do_not_share_their_inputs() -> None:
+    bench = Bench()
+    first = bench.pipeline.ingest([bench.message(STILL)])
+    second = bench.pipeline.ingest([bench.message(MOVING)])
+    for turn in (first, second):
+        bench.pipeline.predict(turn)
+    for turn in (first, second):
+        bench.pipeline.emit(turn)
+
+    assert labels(first.results + second.results) == [("a", "still"), ("a", "moving")]
+
+
+def test_a_bad_message_is_dead_lettered_and_the_next_one_served() -> None:
+    bench = Bench()
+
+    turn = bench.run(bench.message(b"{"), bench.message([["x"]]), bench.message(b"\xff"), bench.message(STILL))
+
+    assert [letter.reason for letter in turn.dead_letters] == ["shape", "shape", "malformed"]
+    assert labels(turn.results) == [("a", "still")]
+
+
+def test_duplicates_late_and_retained_messages_are_counted_not_used() -> None:
+    bench = Bench()
+    turn = bench.run(
+        bench.message(STILL, number=1),
+        bench.message(STILL, number=1),
+        bench.message(STILL, number=3),
+        bench.message(STILL, number=2),
+        bench.message(STILL, number=4, retain=True),
+    )
+
+    assert turn.duplicates == {"a": 1}
+    assert turn.dropped == {("a", "late"): 1, ("a", "stale_retained"): 1}
+    assert [result.seq for result in turn.results] == [(1, 1), (3, 3)]
+    (account,) = bench.ledger.snapshot({}, {}, {})
+    assert account.lost_before_us == 1
+
+
+def test_a_message_that_waited_too_long_is_dropped_undecoded() -> None:
+    bench = Bench(max_age_ns=1_000_000_000)
+    old = bench.message(b"not even JSON")
+    bench.clock.advance(1.5)
+
+    turn = bench.run(old, bench.message(STILL))
+
+    assert turn.dropped == {("a", "expired"): 1}
+    assert labels(turn.results) == [("a", "still")]
+
+
+def test_one_message_may_not_complete_more_windows_than_allowed() -> None:
+    bench = Bench(window=WindowSettings(samples=4, hop=1, max_windows_per_message=10))
+
+    turn = bench.run(bench.message([[0, 1]] * 11))
+
+    assert [letter.reason for letter in turn.dead_letters] == ["too_large"]
+
+
+def test_on_change_only_a_new_label_or_alarm_is_published() -> None:
+    bench = Bench(publish="change")
+
+    turn = bench.run(*[bench.message(rows) for rows in (STILL, STILL, MOVING, MOVING, STILL)])
+
+    assert [result.label for result in turn.results] == ["still", "moving", "still"]
+    assert turn.unchanged == {"a": 2}
+
+
+def test_an_alarm_is_told_when_it_turns() -> None:
+    bench = Bench(decide=DecideSettings(alarm_on="moving", score=0.5, k=2, n=2))
+
+    turn = bench.run(*[bench.message(rows) for rows in (STILL, MOVING, MOVING, MOVING)])
+
+    assert [(change.on, change.label) for change in turn.state_changes] == [(False, "still"), (True, "moving")]
+    assert turn.state_changes[1].id == turn.results[2].id
+    assert [result.alarm for result in turn.results] == [False, False, True, True]
+
+
+def test_scores_that_are_no_numbers_are_dropped_and_counted() -> None:
+    bench = Bench()
+    bench.model.predict = lambda inputs: np.array([[np.nan, 0.5], [0.2, 0.8]], np.float32)
+
+    turn = bench.run(bench.message(STILL), bench.message(STILL))
+
+    assert turn.window_drops == {("a", "not_finite"): 1}
+    assert labels(turn.results) == [("a", "moving")]
+
+
+def test_a_turn_that_completes_no_window_is_a_turn_like_any_other() -> None:
+    bench = Bench()
+
+    turn = bench.run(bench.message([[1, 0]]))
+
+    assert (turn.results, turn.prediction, len(turn.accepted)) == ([], None, 1)
+    assert bench.model.batches == []

@@ -52,6 +52,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), "", f"not TOML: {problem}") from error
     except RecursionError as error:
         raise ConfigError(str(path), "", "not TOML: nested too deeply") from error
+    except ValueError as error:
+        raise ConfigError(str(path), "", f"a number or date in it is impossible: {error}") from error
 
 
 def decode(table: Mapping[str, Any], type_: type[T], *, path: str) -> T:
@@ -199,16 +201,20 @@ def _found(value: object) -> str:
     """A value as the file has it, shortened."""
     match value:
         case bool():
-            return "true" if value else "false"
+            text = "true" if value else "false"
         case str():
-            return _quote(value if len(value) <= _MOST_SHOWN else value[:_MOST_SHOWN] + "…")
+            text = _quote(value if len(value) <= _MOST_SHOWN else value[:_MOST_SHOWN] + "…")
+        case int() if value.bit_length() > _LARGEST_FLOAT_BITS:
+            text = f"an integer of {value.bit_length()} bits"
         case int() | float():
-            return repr(value)[:_MOST_SHOWN]
+            text = repr(value)
         case list():
-            return f"an array of {len(value)}"
+            text = f"an array of {len(value)}"
         case Mapping():
-            return "an empty table" if not value else f"a table with {', '.join(map(str, value))}"[:_MOST_SHOWN]
-    return f"the {type(value).__name__} {value}"
+            text = f"a table with {', '.join(map(str, value))}"[:_MOST_SHOWN] if value else "an empty table"
+        case _:
+            text = f"the {type(value).__name__} {value}"
+    return text
 
 
 def _quote(text: str) -> str:
@@ -228,11 +234,11 @@ def _wanted(wanted: inspect.Type) -> str:
         case inspect.FloatType():
             text = f"a number{_bounds(wanted)}"
         case inspect.StrType():
-            text = f"a text{_lengths(wanted, 'characters')}" + (f" like {wanted.pattern}" if wanted.pattern else "")
+            text = f"a text{_lengths(wanted, 'character')}" + (f" like {wanted.pattern}" if wanted.pattern else "")
         case inspect.StructType():
             text = f"a table with {', '.join(field.encode_name for field in wanted.fields)}"
         case inspect.DictType():
-            text = f"a table{_lengths(wanted, 'entries')}"
+            text = f"a table{_lengths(wanted, 'key')}"
         case inspect.TupleType() | inspect.VarTupleType():
             text = _wanted_array(wanted)
         case _:
@@ -242,29 +248,29 @@ def _wanted(wanted: inspect.Type) -> str:
 
 def _wanted_array(wanted: inspect.VarTupleType | inspect.TupleType) -> str:
     if isinstance(wanted, inspect.VarTupleType):
-        return f"an array{_lengths(wanted, 'items')}, each {_wanted(wanted.item_type)}"
+        return f"an array{_lengths(wanted, 'item')}, each {_wanted(wanted.item_type)}"
     return f"an array of {len(wanted.item_types)} items"
 
 
 def _bounds(wanted: Number) -> str:
     parts = (
-        ("of at least", wanted.ge),
+        ("at least", wanted.ge),
         ("above", wanted.gt),
-        ("of at most", wanted.le),
+        ("at most", wanted.le),
         ("below", wanted.lt),
         ("divisible by", wanted.multiple_of),
     )
     return _joined(f"{words} {bound}" for words, bound in parts if bound is not None)
 
 
-def _lengths(wanted: inspect.StrType | inspect.DictType | inspect.VarTupleType, items: str) -> str:
-    parts = (("of at least", wanted.min_length), ("of at most", wanted.max_length))
-    return _joined(f"{words} {bound} {items}" for words, bound in parts if bound is not None)
+def _lengths(wanted: inspect.StrType | inspect.DictType | inspect.VarTupleType, item: str) -> str:
+    parts = (("at least", wanted.min_length), ("at most", wanted.max_length))
+    return _joined(f"{words} {bound} {item}{'' if bound == 1 else 's'}" for words, bound in parts if bound is not None)
 
 
 def _joined(parts: Iterable[str]) -> str:
     text = " and ".join(parts)
-    return f" {text}" if text else ""
+    return f" of {text}" if text.startswith("at ") else f" {text}" if text else ""
 
 
 def _nearest(word: object, allowed: Iterable[object]) -> str:

@@ -41,7 +41,7 @@ class InputQueue:
         return {stream: len(waiting) for stream, waiting in self._streams.items()}
 
     def admits(self, stream: str) -> bool:
-        """Whether this stream is one of the first max_streams that were seen; everything kept per stream relies on it."""
+        """Whether it is one of the first max_streams that were seen; all that is kept per stream relies on it."""
         if stream not in self._known:
             if len(self._known) >= self._max_streams:
                 return False

@@ -1,0 +1,96 @@
+"""Records to PUBLISH packets: every document the daemon sends, and its topic."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+import msgspec
+
+from edge_runtime.mqtt.topics import Tree
+from edge_runtime.records import DeadLetter, Outgoing, Result, StateChange
+
+JSON = "application/json"
+DEAD_LETTER_HEAD_BYTES = 256
+METRICS_EXPIRY_S = 30
+
+
+class DeadLetterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many dead letters a pipeline may publish: per_minute on average, burst at once. The rest is counted."""
+
+    per_minute: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 10
+
+
+class DeadLetterDocument(msgspec.Struct, frozen=True):
+    """head: the payload's first bytes, base64. suppressed: letters not published since the last one."""
+
+    topic: str
+    stream: str
+    reason: str
+    detail: str
+    payload_bytes: int
+    head: str
+    suppressed: int
+
+
+class _Allowance:
+    """A token bucket."""
+
+    def __init__(self, settings: DeadLetterSettings, now_ns: int) -> None:
+        self._per_ns = settings.per_minute / 60e9
+        self._burst = float(settings.burst)
+        self._level, self._at_ns = self._burst, now_ns
+        self.suppressed = 0
+
+    def take(self, now_ns: int) -> bool:
+        self._level = min(self._burst, self._level + (now_ns - self._at_ns) * self._per_ns)
+        self._at_ns = now_ns
+        if self._level < 1.0:
+            self.suppressed += 1
+            return False
+        self._level -= 1.0
+        return True
+
+
+class Publications:
+    """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name."""
+
+    def __init__(self, tree: Tree, *, result_qos: dict[str, int], dead_letters: DeadLetterSettings) -> None:
+        self._tree = tree
+        self._result_qos = result_qos
+        self._dead_letters = dead_letters
+        self._allowances: dict[str, _Allowance] = {}
+        self._encode = msgspec.json.Encoder().encode
+
+    def result(self, result: Result) -> Outgoing:
+        topic = self._tree.out(result.pipeline, result.stream)
+        return Outgoing(topic, self._encode(result), self._result_qos[result.pipeline], content_type=JSON)
+
+    def state_change(self, pipeline: str, change: StateChange) -> Outgoing:
+        topic = self._tree.state(pipeline, change.stream)
+        return Outgoing(topic, self._encode(change), qos=1, retain=True, content_type=JSON)
+
+    def dead_letter(self, pipeline: str, letter: DeadLetter, *, now_ns: int) -> Outgoing | None:
+        """The dead letter's document, or None when the pipeline's allowance is used up."""
+        allowance = self._allowances.setdefault(pipeline, _Allowance(self._dead_letters, now_ns))
+        if not allowance.take(now_ns):
+            return None
+        document = DeadLetterDocument(
+            topic=letter.message.topic,
+            stream=letter.stream,
+            reason=letter.reason,
+            detail=letter.detail,
+            payload_bytes=len(letter.message.payload),
+            head=base64.b64encode(letter.message.payload[:DEAD_LETTER_HEAD_BYTES]).decode(),
+            suppressed=allowance.suppressed,
+        )
+        allowance.suppressed = 0
+        return Outgoing(self._tree.dead(pipeline), self._encode(document), qos=0, content_type=JSON)
+
+    def info(self, document: dict[str, Any]) -> Outgoing:
+        return Outgoing(self._tree.info, self._encode(document), qos=1, retain=True, content_type=JSON)
+
+    def metrics(self, document: dict[str, Any]) -> Outgoing:
+        body = self._encode(document)
+        return Outgoing(self._tree.metrics, body, content_type=JSON, message_expiry_s=METRICS_EXPIRY_S)

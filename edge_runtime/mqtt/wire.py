@@ -1,0 +1,184 @@
+"""Between our records and paho's: everything that is written in paho's words."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TypeGuard
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties as PahoProperties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_runtime.mqtt.settings import Endpoint, MqttSettings, parse_url, read_password, tls_context
+from edge_runtime.mqtt.topics import INVALID_TOPIC, Subscription
+from edge_runtime.records import NO_PROPERTIES, Message, Outgoing, Properties
+
+FRAME_BYTES = 5
+PROPERTY_BYTES = 16
+
+
+class LastError(logging.Handler):
+    """Keeps the error paho only writes to its log, such as a TLS alert, so that the operator can be told."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        self.text = error_text(error) if isinstance(error, OSError) else record.getMessage()
+
+
+def error_text(error: OSError) -> str:
+    """One line without Python's decoration: "Connection refused", "certificate verify failed: ..."."""
+    verify = getattr(error, "verify_message", "")
+    return f"certificate verify failed: {verify}" if verify else error.strerror or str(error) or type(error).__name__
+
+
+def new_client(settings: MqttSettings, client_id: str, errors: LastError) -> paho.Client:
+    """A paho client that never connects, retries or acknowledges by itself. Raises ConfigError."""
+    endpoint = parse_url(settings.url)
+    five = settings.protocol == "5"
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if five else False,
+        protocol=paho.MQTTv5 if five else paho.MQTTv311,
+        reconnect_on_failure=False,
+        manual_ack=True,
+    )
+    client.connect_timeout = settings.connect_timeout_s
+    client.max_inflight_messages = settings.max_inflight
+    if settings.username:
+        client.username_pw_set(
+            settings.username, read_password(settings.password_file) if settings.password_file else None
+        )
+    if endpoint.tls:
+        client.tls_set_context(tls_context(settings))
+    client.enable_logger(_error_log(errors))
+    _set_address(client, settings, endpoint)
+    return client
+
+
+def _error_log(errors: LastError) -> logging.Logger:
+    logger = logging.Logger("paho", level=logging.ERROR)  # noqa: LOG001 - private to one client, not in the tree
+    logger.addHandler(errors)
+    return logger
+
+
+def _properties(packet_type: int) -> PahoProperties:
+    return PahoProperties(packet_type)  # type: ignore[no-untyped-call]
+
+
+def _set_address(client: paho.Client, settings: MqttSettings, endpoint: Endpoint) -> None:
+    if settings.protocol == "3.1.1":
+        client.connect_async(endpoint.host, endpoint.port, settings.keepalive_s)
+        return
+    properties = _properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = settings.session_expiry_s
+    properties.ReceiveMaximum = settings.receive_maximum
+    properties.MaximumPacketSize = settings.maximum_packet_bytes
+    client.connect_async(endpoint.host, endpoint.port, settings.keepalive_s, clean_start=False, properties=properties)
+
+
+def set_will(client: paho.Client, will: Outgoing, settings: MqttSettings) -> None:
+    properties = None
+    if settings.protocol == "5":
+        properties = _properties(PacketTypes.WILLMESSAGE)
+        properties.WillDelayInterval = settings.will_delay_s
+        properties.ContentType = will.content_type
+    client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
+
+
+def subscribe(client: paho.Client, subscriptions: list[Subscription], settings: MqttSettings) -> int | None:
+    """Send one SUBSCRIBE; its packet id. On MQTT 5 the broker is asked not to send retained messages for it."""
+    if settings.protocol == "3.1.1":
+        _, mid = client.subscribe(subscriptions)
+    else:
+        never = SubscribeOptions.RETAIN_DO_NOT_SEND
+        _, mid = client.subscribe([(name, SubscribeOptions(qos, retainHandling=never)) for name, qos in subscriptions])
+    return mid
+
+
+def publish(
+    client: paho.Client, message: Outgoing, expiry_s: int | None, settings: MqttSettings
+) -> paho.MQTTMessageInfo:
+    """Queue one PUBLISH in paho. Raises ValueError when its topic is not one."""
+    properties = None
+    if settings.protocol == "5" and (message.content_type or expiry_s is not None):
+        properties = _properties(PacketTypes.PUBLISH)
+        if message.content_type:
+            properties.ContentType = message.content_type
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
+    return client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+
+
+def packet_bytes(message: Outgoing) -> int:
+    """The size of a PUBLISH, to a few bytes, never too small."""
+    text = len(message.topic.encode()) + len(message.content_type.encode())
+    return FRAME_BYTES + PROPERTY_BYTES + text + len(message.payload)
+
+
+def to_message(message: paho.MQTTMessage, *, received_ns: int, epoch: int) -> Message:
+    """Our record of a PUBLISH.
+
+    A topic that is not UTF-8 is written with backslash escapes behind a NUL, which no real topic can hold and no
+    filter matches (topics.match), so that the message can be dead-lettered like any other.
+    """
+    try:
+        topic = message.topic
+    except UnicodeDecodeError as error:
+        topic = INVALID_TOPIC + error.object.decode("utf-8", "backslashreplace")
+    return Message(
+        topic=topic,
+        payload=bytes(message.payload),
+        received_ns=received_ns,
+        qos=message.qos,
+        mid=message.mid,
+        retain=bool(message.retain),
+        dup=bool(message.dup),
+        properties=to_properties(message.properties),
+        epoch=epoch,
+    )
+
+
+def to_properties(found: PahoProperties | None) -> Properties:
+    if found is None:
+        return NO_PROPERTIES
+    return Properties(
+        content_type=getattr(found, "ContentType", ""),
+        user=tuple(getattr(found, "UserProperty", ())),
+        message_expiry_s=getattr(found, "MessageExpiryInterval", None),
+        response_topic=getattr(found, "ResponseTopic", ""),
+        correlation_data=bytes(getattr(found, "CorrelationData", b"")),
+    )
+
+
+def granted(code: ReasonCode) -> int | None:
+    """The QoS a SUBACK code grants, or None for a refusal."""
+    return None if code.is_failure else int(code.value)
+
+
+def _is_tcp(sock: object) -> TypeGuard[socket.socket]:
+    """A unix socket, or the wrapper of a websocket, has no TCP options."""
+    return isinstance(sock, socket.socket) and sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
+def no_delay(sock: object) -> None:
+    """Small packets go out at once."""
+    if _is_tcp(sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def quick_ack(sock: object) -> None:
+    """Acknowledge what was just read at once, or a broker without nodelay holds the next packet back for 40 ms.
+
+    Linux clears the option by itself, so it is set again after every read; elsewhere it does not exist.
+    """
+    if hasattr(socket, "TCP_QUICKACK") and _is_tcp(sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -1,0 +1,106 @@
+"""A broker that says exactly what a test tells it to, byte by byte, for what no real broker can be made to do."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+
+from edge_runtime.mqtt.transport import Client
+
+WAIT_S = 10.0
+STEP_S = 0.01
+
+
+class Scripted:
+    """Listens on a free port and serves one connection at a time; the client is polled while it waits."""
+
+    def __init__(self, client_protocol: str = "5") -> None:
+        self.five = client_protocol == "5"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connection: socket.socket | None = None
+        self.url = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def accept(self, client: Client) -> tuple[int, bytes]:
+        """Take the next connection and its CONNECT packet."""
+        self.hang_up()
+        self._await_readable(self._listener, client)
+        self._connection, _ = self._listener.accept()
+        return self.receive(client)
+
+    def welcome(self, client: Client, *, session_present: bool = False, properties: bytes = b"") -> None:
+        """Take the next connection and accept it. properties: of the CONNACK, encoded."""
+        assert self.accept(client)[0] == 0x10
+        self.send_packet(0x20, bytes([session_present, 0]) + self.properties(properties))
+        deadline = time.monotonic() + WAIT_S
+        while not client.connected:
+            client.poll(STEP_S)
+            assert time.monotonic() < deadline
+
+    def properties(self, encoded: bytes = b"") -> bytes:
+        return bytes([len(encoded)]) + encoded if self.five else b""
+
+    def publish(self, topic: bytes, payload: bytes, *, mid: int = 0) -> None:
+        packet_id = struct.pack("!H", mid) if mid else b""
+        body = struct.pack("!H", len(topic)) + topic + packet_id + self.properties() + payload
+        self.send_packet(0x32 if mid else 0x30, body)
+
+    def send_packet(self, first: int, body: bytes) -> None:
+        size, length = len(body), b""
+        while size >= 128:
+            length += bytes([size % 128 | 128])
+            size //= 128
+        self.send(bytes([first]) + length + bytes([size]) + body)
+
+    def send(self, raw: bytes) -> None:
+        assert self._connection is not None
+        self._connection.sendall(raw)
+
+    def receive(self, client: Client) -> tuple[int, bytes]:
+        """The next packet: its first byte, and what follows the length."""
+        first = self._exactly(1, client)[0]
+        length = shift = 0
+        while True:
+            byte = self._exactly(1, client)[0]
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return first, self._exactly(length, client)
+
+    def received(self, client: Client, *, quiet_s: float = 0.2) -> list[tuple[int, bytes]]:
+        """All packets until nothing came for a while."""
+        assert self._connection is not None
+        packets = []
+        deadline = time.monotonic() + quiet_s
+        while time.monotonic() < deadline:
+            client.poll(STEP_S)
+            if select.select([self._connection], [], [], 0)[0]:
+                packets.append(self.receive(client))
+                deadline = time.monotonic() + quiet_s
+        return packets
+
+    def _exactly(self, count: int, client: Client) -> bytes:
+        assert self._connection is not None
+        found = b""
+        while len(found) < count:
+            self._await_readable(self._connection, client)
+            chunk = self._connection.recv(count - len(found))
+            assert chunk, "the client closed the connection"
+            found += chunk
+        return found
+
+    def _await_readable(self, sock: socket.socket, client: Client) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not select.select([sock], [], [], 0)[0]:
+            client.poll(STEP_S)
+            assert time.monotonic() < deadline, "nothing came from the client"
+
+    def hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        self.hang_up()
+        self._listener.close()

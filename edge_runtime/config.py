@@ -15,11 +15,13 @@ from edge_runtime.model.session import SessionSettings
 from edge_runtime.monitor.latency import LatencySettings
 from edge_runtime.mqtt.publications import DeadLetterSettings
 from edge_runtime.mqtt.settings import MqttSettings
-from edge_runtime.mqtt.topics import parse_source
+from edge_runtime.mqtt.topics import Tree, overlaps, parse_source
 from edge_runtime.settings import decode, read_toml
 from edge_runtime.stream.decide import DecideSettings
 from edge_runtime.stream.decode import SourceSettings
 from edge_runtime.stream.window import WindowSettings
+
+FILE_KEYS = ("ca", "cert", "key", "password_file")
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,9 +93,7 @@ def parse(table: dict[str, object], path: Path) -> Config:
         name: msgspec.structs.replace(model, bundle=str(folder / model.bundle)) for name, model in config.models.items()
     }
     mqtt = config.mqtt
-    files = {
-        key: str(folder / value) for key in ("ca", "cert", "key", "password_file") if (value := getattr(mqtt, key))
-    }
+    files = {key: str(folder / found) for key in FILE_KEYS if (found := getattr(mqtt, key))}
     return msgspec.structs.replace(config, models=models, mqtt=msgspec.structs.replace(mqtt, **files))
 
 
@@ -113,11 +113,20 @@ def _check_names(config: Config, path: str) -> None:
 
 
 def _check_sources(config: Config, path: str) -> None:
+    try:
+        tree = Tree(config.mqtt.root, config.node.id)
+    except ValueError as error:
+        raise ConfigError(path, "mqtt.root", str(error)) from error
     for name, pipeline in config.pipelines.items():
+        key = f"pipelines.{name}.source.topic"
         try:
-            parse_source(pipeline.source.topic)
+            source = parse_source(pipeline.source.topic)
         except ValueError as error:
-            raise ConfigError(path, f"pipelines.{name}.source.topic", str(error)) from error
+            raise ConfigError(path, key, str(error)) from error
+        if overlaps(source.filter, tree.everything):
+            raise ConfigError(
+                path, key, f"{source.filter!r} overlaps {tree.everything!r}: the daemon would take its own results"
+            )
         if config.mqtt.receive_maximum <= pipeline.queue.max:
             raise ConfigError(
                 path,

@@ -20,7 +20,7 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.memory import rss_mb
 from edge_runtime.errors import ConfigError
 from edge_runtime.loop import Connection, Lane, Loop
-from edge_runtime.model.bundle import Bundle, InputSpec, read
+from edge_runtime.model.bundle import Bundle, read
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.monitor.hdrlog import LatencyLog
 from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed
@@ -28,7 +28,7 @@ from edge_runtime.mqtt.client import CallbackClient
 from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_connections
-from edge_runtime.records import Outgoing
+from edge_runtime.records import InputSpec, Outgoing
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import make_decoder
 from edge_runtime.stream.pipeline import Clock, Pipeline
@@ -155,14 +155,15 @@ class Daemon:
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
         session = self.sessions[settings.model]
-        spec = session.manifest.input
+        manifest = session.manifest
+        spec = manifest.input
         try:
             window = _resolve_window(settings.window, spec)
             channels = settings.source.channels or len(settings.source.fields) or len(spec.channels)
             if channels != len(spec.channels):
                 raise ValueError(f"source has {channels} channels, {session.model_id} takes {len(spec.channels)}")
             decode = make_decoder(settings.source, channels)
-            decider = Decider(settings.decide, session.manifest)
+            decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
         except ValueError as error:
             raise ConfigError(path, f"pipelines.{name}", str(error)) from error
         pipeline = Pipeline(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+Layout = Literal["NTC", "NCT", "NT"]
 Stage = Literal["receive", "queue", "decode", "window", "infer", "decide", "publish"]
 STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide", "publish")
 
@@ -58,6 +59,27 @@ class Outgoing(msgspec.Struct, frozen=True):
     retain: bool = False
     content_type: str = ""
     message_expiry_s: int | None = None
+
+
+class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one window is: length samples of the named channels, in the given units.
+
+    rate_hz: samples per second, or None when unknown. layout: NTC (batch, length, channels),
+    NCT (batch, channels, length), NT (batch, length) for a single channel.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    units: tuple[str, ...]
+    length: int
+    hop: int
+    rate_hz: float | None = None
+    layout: Layout = "NTC"
+
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one window in the model's layout."""
+        channels = len(self.channels)
+        return {"NTC": (self.length, channels), "NCT": (channels, self.length), "NT": (self.length,)}[self.layout]
 
 
 class Samples(msgspec.Struct, frozen=True):

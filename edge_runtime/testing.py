@@ -75,8 +75,7 @@ class MemoryClient:
     def start(self) -> None: ...
 
     def poll(self, timeout_s: float) -> list[Message]:  # noqa: ARG002  nothing to wait for
-        messages = [self._arrived.popleft() for _ in range(min(64, len(self._arrived)))]
-        return messages
+        return [self._arrived.popleft() for _ in range(min(64, len(self._arrived)))]
 
     def fileno(self) -> int:
         return -1

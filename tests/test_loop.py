@@ -65,7 +65,7 @@ class Bench:
             window=WindowSettings(samples=2, hop=2),
             decode=make_decoder(SourceSettings(topic="in/+machine"), 2),
             predictor=self.model,
-            decider=Decider(DecideSettings(alarm_on="moving"), MANIFEST),
+            decider=Decider(DecideSettings(alarm_on="moving"), labels=MANIFEST.labels),
             recorder=recorder,
             ledger=self.ledger,
             run_id="run",
@@ -154,18 +154,16 @@ def test_receiving_goes_on_while_the_worker_predicts_and_turns_in_flight_are_bou
 
 
 def test_worker_and_inline_give_the_same_results() -> None:
-    outcomes = []
-    for worker in (False, True):
+    def outcome(*, worker: bool) -> list[tuple]:
         bench = Bench(worker=worker)
         for i in range(20):
             bench.arrive(MOVING if i % 3 else STILL, f"in/{'abc'[i % 3]}")
         bench.step_until(lambda: len(bench.results()) == 20)
-        bodies = bench.documents("/out/")
-        outcomes.append(sorted((b["id"], b["label"], b["score"], b["alarm"]) for b in bodies))
         if bench.worker:
             bench.worker.stop()
+        return sorted((b["id"], b["label"], b["score"], b["alarm"]) for b in bench.documents("/out/"))
 
-    assert outcomes[0] == outcomes[1]
+    assert outcome(worker=False) == outcome(worker=True)
 
 
 def test_an_error_in_the_worker_ends_the_loop_with_it() -> None:

@@ -116,6 +116,7 @@ def test_a_member_that_is_not_what_the_manifest_hashed_is_named(path: Path) -> N
         ({"input__layout": "NT"}, "layout NT with 2 channels"),
         ({"tolerances": {}}, "no default tolerance"),
         ({"output__kind": "error"}, "error without a threshold"),
+        ({"output__kind": "error", "threshold": 1.0}, "error with labels"),
         ({"surprise": 1}, "surprise"),
         ({"labels": "no list"}, "labels"),
     ],

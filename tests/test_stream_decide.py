@@ -1,25 +1,22 @@
 from __future__ import annotations
 
-import msgspec
 import pytest
-from bundles import means_manifest
 
-from edge_runtime.model.bundle import OutputSpec
 from edge_runtime.stream.decide import Decider, DecideSettings
 
-MANIFEST = means_manifest(labels=("ok", "worn", "broken"))
-ERRORS = msgspec.structs.replace(MANIFEST, labels=(), output=OutputSpec("y", "error"), threshold=2.0)
+LABELS = {"labels": ("ok", "worn", "broken")}
+ERRORS = {"labels": (), "threshold": 2.0}
 
 
 def alarms(settings: DecideSettings, evidence: list[float], label: str = "worn") -> list[bool]:
-    decider = Decider(settings, MANIFEST)
-    index = MANIFEST.labels.index(label)
+    decider = Decider(settings, **LABELS)
+    index = LABELS["labels"].index(label)
     rows = [[value if i == index else (1 - value) / 2 for i in range(3)] for value in evidence]
     return [decider.decide("s", row, t).alarm.on for t, row in enumerate(rows)]
 
 
 def test_the_label_is_the_one_with_the_highest_score() -> None:
-    decision = Decider(DecideSettings(), MANIFEST).decide("s", [0.2, 0.7, 0.1], 0)
+    decision = Decider(DecideSettings(), **LABELS).decide("s", [0.2, 0.7, 0.1], 0)
 
     assert (decision.label, decision.score, decision.alarm) == ("worn", 0.7, None)
     assert decision.scores == {"ok": 0.2, "worn": 0.7, "broken": 0.1}
@@ -48,7 +45,7 @@ def test_k_of_n_windows_switch_the_alarm_both_ways() -> None:
 
 
 def test_a_change_is_told_at_first_and_whenever_the_alarm_turns() -> None:
-    decider = Decider(DecideSettings(alarm_on="worn", score=0.5), MANIFEST)
+    decider = Decider(DecideSettings(alarm_on="worn", score=0.5), **LABELS)
     decisions = [decider.decide("s", [0, value, 0], t) for t, value in enumerate([0, 0, 1, 1, 0], start=100)]
 
     assert [decision.changed for decision in decisions] == [True, False, True, False, True]
@@ -56,30 +53,30 @@ def test_a_change_is_told_at_first_and_whenever_the_alarm_turns() -> None:
 
 
 def test_streams_have_alarms_of_their_own() -> None:
-    decider = Decider(DecideSettings(alarm_on="worn", score=0.5), MANIFEST)
+    decider = Decider(DecideSettings(alarm_on="worn", score=0.5), **LABELS)
 
     assert decider.decide("a", [0, 1, 0], 1).alarm.on
     assert not decider.decide("b", [1, 0, 0], 1).alarm.on
 
 
 def test_a_reconstruction_error_alarms_at_the_bundles_threshold() -> None:
-    decider = Decider(DecideSettings(), ERRORS)
+    decider = Decider(DecideSettings(), **ERRORS)
     decisions = [decider.decide("s", [error], 1) for error in (1.9, 2.0)]
 
     assert [(d.label, d.score, d.alarm.on) for d in decisions] == [("normal", 1.9, False), ("anomaly", 2.0, True)]
-    assert Decider(DecideSettings(score=3.0), ERRORS).decide("s", [2.5], 1).label == "normal"
+    assert Decider(DecideSettings(score=3.0), **ERRORS).decide("s", [2.5], 1).label == "normal"
 
 
 @pytest.mark.parametrize(
-    ("settings", "manifest", "words"),
+    ("settings", "model", "words"),
     [
-        (DecideSettings(alarm_on="hot"), MANIFEST, "'hot'.*'ok', 'worn', 'broken'"),
-        (DecideSettings(alarm_on="not hot"), MANIFEST, "not hot"),
-        (DecideSettings(alarm_on="worn", k=3, n=2), MANIFEST, "k = 3 of n = 2"),
-        (DecideSettings(alarm_on="worn", score=0.5, release=0.6), MANIFEST, "release = 0.6 lies above score"),
+        (DecideSettings(alarm_on="hot"), LABELS, "'hot'.*'ok', 'worn', 'broken'"),
+        (DecideSettings(alarm_on="not hot"), LABELS, "not hot"),
+        (DecideSettings(alarm_on="worn", k=3, n=2), LABELS, "k = 3 of n = 2"),
+        (DecideSettings(alarm_on="worn", score=0.5, release=0.6), LABELS, "release = 0.6 lies above score"),
         (DecideSettings(alarm_on="worn"), ERRORS, "no labels"),
     ],
 )
-def test_a_rule_the_model_cannot_follow_is_refused(settings, manifest, words) -> None:
+def test_a_rule_the_model_cannot_follow_is_refused(settings, model, words) -> None:
     with pytest.raises(ValueError, match=words):
-        Decider(settings, manifest)
+        Decider(settings, **model)

@@ -32,7 +32,7 @@ class Bench:
             window=window,
             decode=make_decoder(source, 2),
             predictor=self.model,
-            decider=Decider(decide or DecideSettings(), MANIFEST),
+            decider=Decider(decide or DecideSettings(), labels=MANIFEST.labels),
             recorder=self.recorder,
             ledger=self.ledger,
             run_id="run",

@@ -67,7 +67,6 @@ def bench(
         settings = SessionSettings(provider=provider, intra_op_threads=count)
         subject = session if settings == session.settings else Session(bundle, settings)
         rows += [_row(bundle, subject, batch, seconds_per_row) for batch in batches]
-    size_kb = path.stat().st_size / 1024
     return BenchReport(
         model=bundle.manifest.model_id,
         precision=bundle.manifest.precision,

@@ -18,7 +18,25 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError
-from edge_runtime.records import Floats
+from edge_runtime.records import Floats, InputSpec
+
+__all__ = [
+    "Budgets",
+    "Bundle",
+    "FileEntry",
+    "Golden",
+    "Histogram",
+    "InputSpec",
+    "Manifest",
+    "OutputKind",
+    "OutputSpec",
+    "Provenance",
+    "Reference",
+    "Tolerance",
+    "encode",
+    "read",
+    "write",
+]
 
 MANIFEST, MODEL, GOLDEN, REFERENCE, CARD = "manifest.json", "model.onnx", "golden.npz", "reference.json", "card.md"
 MEMBERS = (MODEL, GOLDEN, REFERENCE, CARD)
@@ -28,7 +46,6 @@ MAX_GOLDEN_BYTES = 64 * 1024 * 1024
 NAME_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
 VERSION_PATTERN = r"^\d+\.\d+\.\d+$"
 
-Layout = Literal["NTC", "NCT", "NT"]
 OutputKind = Literal["scores", "logits", "reconstruction", "error"]
 ERROR_KINDS: tuple[OutputKind, ...] = ("reconstruction", "error")
 
@@ -38,27 +55,6 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sha256: str
     size: int
-
-
-class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one window is: length samples of the named channels, in the given units.
-
-    rate_hz: samples per second, or None when unknown. layout: NTC (batch, length, channels),
-    NCT (batch, channels, length), NT (batch, length) for a single channel.
-    """
-
-    name: str
-    channels: tuple[str, ...]
-    units: tuple[str, ...]
-    length: int
-    hop: int
-    rate_hz: float | None = None
-    layout: Layout = "NTC"
-
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one window in the model's layout."""
-        channels = len(self.channels)
-        return {"NTC": (self.length, channels), "NCT": (channels, self.length), "NT": (self.length,)}[self.layout]
 
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -272,6 +268,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
             f"{manifest.output.kind} without a threshold",
         ),
         (manifest.output.kind not in ERROR_KINDS and not manifest.labels, f"{manifest.output.kind} without labels"),
+        (manifest.output.kind in ERROR_KINDS and bool(manifest.labels), f"{manifest.output.kind} with labels"),
     ]
     for wrong, fact in problems:
         if wrong:

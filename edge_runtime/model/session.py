@@ -43,7 +43,7 @@ def load_onnxruntime() -> ModuleType:
 
     Raises DependencyError when it is not installed or the platform is 32-bit.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # noqa: TID251  written for onnxruntime, never read
     if struct.calcsize("P") * 8 == 32:
         raise DependencyError(
             f"{platform.machine()} with 32-bit Python: ONNX Runtime has no 32-bit build; install a 64-bit system"

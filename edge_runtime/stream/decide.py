@@ -6,7 +6,6 @@ from typing import Annotated
 
 import msgspec
 
-from edge_runtime.model.bundle import ERROR_KINDS, Manifest
 from edge_runtime.records import AlarmState
 
 NORMAL, ANOMALY = "normal", "anomaly"
@@ -46,15 +45,18 @@ class Decision(msgspec.Struct, frozen=True):
 class Decider:
     """Labels and alarms of one pipeline; owns the alarm state of each stream."""
 
-    def __init__(self, settings: DecideSettings, manifest: Manifest) -> None:
-        """Raises ValueError when the settings do not fit the model."""
+    def __init__(self, settings: DecideSettings, *, labels: tuple[str, ...], threshold: float | None = None) -> None:
+        """labels: one per score; none means that the score is a reconstruction error, judged by the threshold.
+
+        Raises ValueError when the settings do not fit the model.
+        """
         self.alarms: dict[str, AlarmState] = {}
-        self._labels = manifest.labels
-        self._by_error = manifest.output.kind in ERROR_KINDS
+        self._labels = labels
+        self._by_error = not labels
         self._k, self._window_mask = settings.k, (1 << settings.n) - 1
         if settings.k > settings.n:
             raise ValueError(f"k = {settings.k} of n = {settings.n} windows; k must be at most n")
-        self._on_at, self._alarm_index, self._negated = _alarm_rule(settings, manifest, by_error=self._by_error)
+        self._on_at, self._alarm_index, self._negated = _alarm_rule(settings, labels, threshold)
         self._off_below = settings.release if settings.release is not None else self._on_at
         if self._off_below > self._on_at:
             raise ValueError(f"release = {self._off_below} lies above score = {self._on_at}")
@@ -86,18 +88,18 @@ class Decider:
         return AlarmState(on, on_bits, off_bits, before.since_unix_ns if unchanged else t_unix_ns)
 
 
-def _alarm_rule(settings: DecideSettings, manifest: Manifest, *, by_error: bool) -> tuple[float, int, bool]:
-    """Threshold, index of the label, whether it is negated."""
-    if by_error:
+def _alarm_rule(settings: DecideSettings, labels: tuple[str, ...], threshold: float | None) -> tuple[float, int, bool]:
+    """Score that speaks for the alarm, index of its label, whether the label is negated."""
+    if not labels:
         if settings.alarm_on:
-            raise ValueError(f"alarm_on = {settings.alarm_on!r}: {manifest.model_id} has no labels, only an error")
-        threshold = settings.score if settings.score is not None else manifest.threshold
-        return float("inf") if threshold is None else threshold, 0, False
-    negated = settings.alarm_on.startswith("not ") and settings.alarm_on not in manifest.labels
+            raise ValueError(f"alarm_on = {settings.alarm_on!r}: the model has no labels, only a reconstruction error")
+        limit = settings.score if settings.score is not None else threshold
+        if limit is None:
+            raise ValueError("a reconstruction error needs a threshold: give score, the bundle has none")
+        return limit, 0, False
+    negated = settings.alarm_on.startswith("not ") and settings.alarm_on not in labels
     label = settings.alarm_on.removeprefix("not ") if negated else settings.alarm_on
-    if label and label not in manifest.labels:
-        raise ValueError(
-            f"alarm_on = {settings.alarm_on!r}: {manifest.model_id} has the labels {list(manifest.labels)}"
-        )
+    if label and label not in labels:
+        raise ValueError(f"alarm_on = {settings.alarm_on!r}: the model has the labels {list(labels)}")
     score = settings.score if settings.score is not None else 0.5
-    return score, manifest.labels.index(label) if label else 0, negated
+    return score, labels.index(label) if label else 0, negated

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_runtime.model.bundle import InputSpec
-from edge_runtime.records import Floats
+from edge_runtime.records import Floats, InputSpec
 
 FIRST_ROWS = 8
 POOLED_BUFFERS = 4

@@ -9,8 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from edge_runtime.errors import DecodeError
-from edge_runtime.model.bundle import InputSpec
-from edge_runtime.records import DeadLetter, Floats, Prediction, Queued, Result, Stage, StateChange, Turn, Window
+from edge_runtime.records import (
+    DeadLetter,
+    Floats,
+    InputSpec,
+    Prediction,
+    Queued,
+    Result,
+    Stage,
+    StateChange,
+    Turn,
+    Window,
+)
 from edge_runtime.stream.decide import Decider, Decision
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool

@@ -1,0 +1,39 @@
+# make demo | test | check | bench: each sets up what it needs in .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench format clean
+
+demo: .venv/.device
+	$(BIN)/edge-runtime demo $(DEMO)
+
+test: .venv/.full
+	$(BIN)/python -m pytest $(TESTS)
+
+check: .venv/.full
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/.full
+	$(BIN)/python -m benchmarks
+
+format: .venv/.full
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+# What a device needs; the demo's mosquitto falls back to amqtt where it cannot be installed.
+.venv/.device: pyproject.toml constraints.txt scripts/install-system-packages
+	PYTHON=$(PYTHON) scripts/install-system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable '.[cpu,demo]'
+	touch $@
+
+.venv/.full: .venv/.device
+	$(PIP) --editable '.[cpu,demo,export,dev]'
+	touch $@

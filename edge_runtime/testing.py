@@ -11,6 +11,8 @@ from edge_runtime.mqtt.transport import Counters
 from edge_runtime.records import Floats, Message, Outgoing, Stage
 from edge_runtime.stream.pipeline import Clock
 
+__all__ = ["ManualClock", "MemoryClient", "MemoryRecorder", "ModelOfMeans"]
+
 
 class ManualClock:
     """Time stands still until `advance`; both clocks move together."""

@@ -1,0 +1,3 @@
+"""PyTorch models to small, proven ONNX bundles."""
+
+__all__: list[str] = []

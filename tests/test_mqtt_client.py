@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import logging
+import select
 import socket
 import struct
 import time
@@ -64,12 +66,19 @@ def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str
     return lambda: [(record.getMessage(), getattr(record, "reason", "")) for record in caplog.records]
 
 
-def drive(client: CallbackClient, condition: Callable[[], bool]) -> list[Message]:
-    messages: list[Message] = []
+def drive(client: CallbackClient, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
-        messages += client.poll(0.02)
+        client.poll(0.02)
         assert time.monotonic() < deadline, f"not within {WAIT_S} s ({client.reason})"
+
+
+def receive(client: CallbackClient, count: int) -> list[Message]:
+    messages: list[Message] = []
+    deadline = time.monotonic() + WAIT_S
+    while len(messages) < count:
+        messages += client.poll(0.02)
+        assert time.monotonic() < deadline, f"{len(messages)} of {count} messages ({client.reason})"
     return messages
 
 
@@ -92,12 +101,11 @@ def test_properties_of_mqtt_5_reach_the_record(make: MakeClient, broker: Broker)
     sent.ResponseTopic = "answers/1"
     sent.CorrelationData = b"\x00\x01"
     sent.MessageExpiryInterval = 60
-    messages: list[Message] = []
 
     broker.probe().publish("in/a", b"x", properties=sent)
-    drive(client, lambda: messages.extend(client.poll(0.02)) or bool(messages))
+    [message] = receive(client, 1)
 
-    found = messages[0].properties
+    found = message.properties
     assert found.content_type == "application/octet-stream"
     assert found.user == (("seq", "7"), ("seq", "8"), ("ünit", "g"))
     assert found.response_topic == "answers/1"
@@ -121,11 +129,10 @@ def test_content_type_and_expiry_of_a_result_reach_the_subscriber(make: MakeClie
 def test_a_topic_that_is_not_utf_8_is_delivered_and_matches_no_filter(make: MakeClient, scripted: Scripted) -> None:
     client = make(scripted.url)
     scripted.welcome(client)
-    messages: list[Message] = []
 
     scripted.publish(b"plant/\xff\xfe/vib", b"bad", mid=1)
     scripted.publish(b"plant/p1/vib", b"good", mid=2)
-    drive(client, lambda: messages.extend(client.poll(0.02)) or len(messages) == 2)
+    messages = receive(client, 2)
 
     assert [(m.topic, m.payload) for m in messages] == [
         ("\x00plant/\\xff\\xfe/vib", b"bad"),
@@ -145,16 +152,10 @@ def test_a_message_read_in_pieces_is_stamped_when_its_last_piece_is_read(make: M
         assert client.poll(0.02) == []
     before_ns = time.monotonic_ns()
     scripted.send(b"\x00hello")
-    [message] = drive_one(client)
+    [message] = receive(client, 1)
 
     assert message.payload == b"hello"
     assert message.received_ns >= before_ns
-
-
-def drive_one(client: CallbackClient) -> list[Message]:
-    messages: list[Message] = []
-    drive(client, lambda: messages.extend(client.poll(0.02)) or bool(messages))
-    return messages
 
 
 def test_poll_leaves_the_rest_for_the_next_call_after_about_64_messages(make: MakeClient, scripted: Scripted) -> None:
@@ -321,7 +322,7 @@ def test_a_message_larger_than_the_broker_takes_is_refused_here_and_the_connecti
     assert client.counters.disconnects == 0
 
 
-@pytest.mark.parametrize("topic", ["", "a/+", "x" * 65_536])
+@pytest.mark.parametrize("topic", ["", "a/+", "#", "a\x00b", "x" * 65_536])
 def test_a_message_to_what_is_no_topic_is_confirmed_as_failed(make: MakeClient, scripted: Scripted, topic: str) -> None:
     client = make(scripted.url)
     scripted.welcome(client)
@@ -458,18 +459,13 @@ def test_a_stop_does_not_wait_for_an_attempt_to_connect(make: MakeClient, monkey
 def test_a_descriptor_to_select_on_is_there_while_connecting(make: MakeClient, broker: Broker) -> None:
     """The loop does not poll: it selects. An attempt that is over must wake it."""
     client = make(broker.url)
-    waits = 0
     deadline = time.monotonic() + WAIT_S
+    client.poll(0)
     while not client.connected:
+        writers = [client.fileno()] if client.wants_write() else []
+        assert any(select.select([client.fileno()], writers, [], WAIT_S))
         client.poll(0)
-        assert client.fileno() >= 0
-        import select
-
-        ready = select.select([client.fileno()], [client.fileno()] if client.wants_write() else [], [], 5.0)
-        assert any(ready)
-        waits += 1
         assert time.monotonic() < deadline
-    assert waits < 50
 
 
 @pytest.mark.parametrize(("protocol", "answer"), [("5", b"\x00\x87\x00"), ("3.1.1", b"\x00\x05")])
@@ -489,7 +485,7 @@ def test_a_refusal_is_logged_once_with_its_reason_and_tried_again_only_late(
 
     assert events() == [("mqtt_refused", "Not authorized")]
     assert client.reason == "Not authorized"
-    assert min(b - a for a, b in zip(times, times[1:], strict=False)) >= 0.1
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 0.1
 
 
 def test_a_server_that_does_not_answer_connect_is_left_after_the_timeout(make: MakeClient, scripted: Scripted) -> None:
@@ -506,7 +502,7 @@ def test_a_server_that_closes_on_connect_gets_a_hint_about_the_protocol(make: Ma
     scripted.hang_up()
     drive(client, lambda: client.counters.failures == 1)
 
-    assert client.reason == "connection closed by the broker before it answered CONNECT (does it speak MQTT 5?)"
+    assert client.reason == "connection closed by the broker before it answered CONNECT (does it expect MQTT 5?)"
 
 
 def test_a_peer_that_does_not_speak_mqtt_is_named_as_such(make: MakeClient, scripted: Scripted) -> None:
@@ -590,11 +586,10 @@ def test_a_client_certificate_opens_a_tls_connection_and_large_messages_come_thr
     drive(client, lambda: client.subscribed)
     probe = broker.probe("out/#")
     sizes = [10, 100_000, 0, 16_384, 50_000, 1] * 20
-    messages: list[Message] = []
 
     for size in sizes:
         probe.publish("in/a", bytes(size), qos=0)
-    drive(client, lambda: messages.extend(client.poll(0.02)) or len(messages) == len(sizes))
+    messages = receive(client, len(sizes))
     token = client.publish(Outgoing("out/a", bytes(300_000), qos=1))
 
     assert [len(m.payload) for m in messages] == sizes
@@ -603,29 +598,26 @@ def test_a_client_certificate_opens_a_tls_connection_and_large_messages_come_thr
 
 
 @pytest.mark.broker
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # paho leaves the socket of a failed handshake to the collector
-@pytest.mark.parametrize(
-    ("hosts", "right_authority", "reason"),
-    [
-        (("localhost",), False, "certificate verify failed: "),
-        (("elsewhere.local",), True, "certificate verify failed: Hostname mismatch"),
-    ],
-)
-def test_a_broker_that_cannot_prove_who_it_is_is_refused(
-    make: MakeClient,
-    start_broker: Callable[..., Broker],
-    authority: Authority,
-    tmp_path: Path,
-    hosts: tuple[str, ...],
-    right_authority: bool,
-    reason: str,
+def test_a_broker_whose_certificate_we_cannot_trust_is_refused(
+    make: MakeClient, start_broker: Callable[..., Broker], authority: Authority, tmp_path: Path
 ) -> None:
-    broker = start_broker(authority=authority, hosts=hosts)
-    trusted = authority if right_authority else Authority(tmp_path / "other")
-    client = make(broker.url, settings={"ca": str(trusted.cert)})
+    broker = start_broker(authority=authority)
+    client = make(broker.url, settings={"ca": str(Authority(tmp_path / "other").cert)})
     drive(client, lambda: client.counters.failures == 2)
 
-    assert client.reason.startswith(reason)
+    assert client.reason.startswith("certificate verify failed: ")
+    assert client.counters.connects == 0
+
+
+@pytest.mark.broker
+def test_a_broker_with_a_certificate_for_another_host_is_refused(
+    make: MakeClient, start_broker: Callable[..., Broker], authority: Authority
+) -> None:
+    broker = start_broker(authority=authority, hosts=("elsewhere.local",))
+    client = make(broker.url, settings={"ca": str(authority.cert)})
+    drive(client, lambda: client.counters.failures == 2)
+
+    assert client.reason.startswith("certificate verify failed: Hostname mismatch")
     assert client.counters.connects == 0
 
 
@@ -637,18 +629,18 @@ def test_a_broker_that_wants_a_certificate_we_do_not_have_says_so(
     client = make(broker.url, settings={"ca": str(authority.cert)})
     drive(client, lambda: client.counters.failures == 1)
 
-    assert "certificate required" in client.reason
+    assert "client certificate" in client.reason
 
 
 @pytest.mark.broker
 def test_tls_to_a_port_that_does_not_speak_it_is_a_clear_line(
-    make: MakeClient, broker: Broker, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    make: MakeClient, broker: Broker, authority: Authority
 ) -> None:
     url = broker.url.replace("mqtt://", "mqtts://")
     client = make(url, settings={"ca": str(authority.cert), "connect_timeout_s": 1.0})
     drive(client, lambda: client.counters.failures == 1)
 
-    assert client.reason
+    assert client.reason.startswith(("EOF", "[SSL", "wrong version", "timed out", "Connection reset", "_ssl"))
 
 
 # Settings.

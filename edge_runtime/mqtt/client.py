@@ -77,8 +77,8 @@ class CallbackClient:
             random=uniform,
         )
         self._queue = SendQueue(max_waiting=settings.max_outgoing, max_unwritten=settings.max_inflight, now_ns=now_ns)
-        endpoint = parse_url(settings.url)
-        self._facts: dict[str, object] = {"host": endpoint.host, "port": endpoint.port, "client_id": client_id}
+        self._endpoint = parse_url(settings.url)
+        self._facts = {"host": self._endpoint.host, "port": self._endpoint.port, "client_id": client_id}
         self._link = Link(settings, client_id, now_ns=now_ns)
         self._paho = self._link.paho
         self._listen()
@@ -132,7 +132,8 @@ class CallbackClient:
     def acknowledge(self, epoch: int, mids: Sequence[int]) -> None:
         if self._phase == "connected" and epoch == self._epoch:
             for mid in mids:
-                self._paho.ack(mid, 1)
+                if mid:
+                    self._paho.ack(mid, 1)
 
     def publish(self, message: Outgoing) -> int:
         if message.qos not in (0, 1):
@@ -256,7 +257,8 @@ class CallbackClient:
         reason = self._link.error or "connection closed by the broker"
         if self._phase == "connected":
             return reason
-        return f"{reason} before it answered CONNECT (does it speak MQTT {self._settings.protocol}?)"
+        wants = " with a client certificate" if self._endpoint.tls and not self._settings.cert else ""
+        return f"{reason} before it answered CONNECT (does it expect MQTT {self._settings.protocol}{wants}?)"
 
     # Traffic.
 

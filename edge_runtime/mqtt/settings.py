@@ -105,6 +105,17 @@ def read_password(path: str) -> str:
     return lines[0]
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho would leave that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """TLS 1.2 or newer, the broker's certificate and host name always checked.
 
@@ -112,6 +123,7 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _TlsSocket
     try:
         if settings.ca:
             context.load_verify_locations(settings.ca)

@@ -105,6 +105,13 @@ def _wildcard_name(topic: str, index: int, count: int) -> str | None:
     return name
 
 
+def check_topic(topic: str) -> None:
+    """Raises ValueError for what cannot be published to: a broker would break the connection over it."""
+    _check_text(topic)
+    if "+" in topic or "#" in topic:
+        raise ValueError(f"{topic!r} has a wildcard in it")
+
+
 def match(topic_filter: str, topic: str) -> bool:
     """Whether a topic matches a filter.
 

@@ -60,7 +60,7 @@ class Client(Protocol):
         """Whether bytes wait to be written: select for writing too, then call poll(0)."""
 
     def acknowledge(self, epoch: int, mids: Sequence[int]) -> None:
-        """Send PUBACKs, in this order; packet ids of a past connection mean nothing any more and are ignored."""
+        """Send PUBACKs, in this order. Ignored: packet ids of a past connection, and 0, the id of QoS 0 messages."""
 
     def publish(self, message: Outgoing) -> int:
         """Hand over one message of QoS 0 or 1; its token comes back from confirmed exactly once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from typing import TypeGuard
 
@@ -14,11 +15,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_runtime.mqtt.settings import Endpoint, MqttSettings, parse_url, read_password, tls_context
-from edge_runtime.mqtt.topics import INVALID_TOPIC, Subscription
+from edge_runtime.mqtt.topics import INVALID_TOPIC, Subscription, check_topic
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing, Properties
 
 FRAME_BYTES = 5
 PROPERTY_BYTES = 16
+
+_SSL_SOURCE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
 class LastError(logging.Handler):
@@ -36,7 +39,8 @@ class LastError(logging.Handler):
 def error_text(error: OSError) -> str:
     """One line without Python's decoration: "Connection refused", "certificate verify failed: ..."."""
     verify = getattr(error, "verify_message", "")
-    return f"certificate verify failed: {verify}" if verify else error.strerror or str(error) or type(error).__name__
+    text = f"certificate verify failed: {verify}" if verify else error.strerror or str(error) or type(error).__name__
+    return _SSL_SOURCE.sub("", text)
 
 
 def new_client(settings: MqttSettings, client_id: str, errors: LastError) -> paho.Client:
@@ -108,6 +112,7 @@ def publish(
     client: paho.Client, message: Outgoing, expiry_s: int | None, settings: MqttSettings
 ) -> paho.MQTTMessageInfo:
     """Queue one PUBLISH in paho. Raises ValueError when its topic is not one."""
+    check_topic(message.topic)
     properties = None
     if settings.protocol == "5" and (message.content_type or expiry_s is not None):
         properties = _properties(PacketTypes.PUBLISH)

@@ -167,6 +167,20 @@ def test_an_acknowledgement_of_a_past_connection_is_never_sent(make: Made, broke
     assert third.dup
 
 
+def test_acknowledging_a_qos_0_message_sends_nothing(make: Made, broker: Broker) -> None:
+    """A PUBACK for packet id 0 is a protocol error; mosquitto ends the connection over it."""
+    probe = broker.probe()
+    client = make.connected(broker, subscriptions=[("in/#", 1)])
+    probe.publish("in/a", b"x", qos=0)
+    [message] = receive(client, 1)
+
+    client.acknowledge(message.epoch, [message.mid])
+    client.flush()
+    probe.publish("in/a", b"y", qos=0)
+
+    assert receive(client, 1)[0].epoch == message.epoch
+
+
 def test_epochs_are_unique_among_all_connections(make: Made, broker: Broker) -> None:
     probe = broker.probe()
     clients = [make.connected(broker, subscriptions=[("in/#", 1)]) for _ in range(3)]

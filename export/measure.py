@@ -1,0 +1,134 @@
+"""How fast a candidate is beside float32: paired rounds in a child process, so that a crash is only a result.
+
+Run as a program it is that child: `python -m export.measure BASELINE CANDIDATE WINDOW INPUT SEED`, JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_runtime.model.session import SessionSettings, create
+from edge_runtime.records import Floats
+from export.artifact import Artifact
+
+PROCESSES = 3  # the placement of memory differs from process to process, and with it the time
+ROUNDS = 300
+MIN_ROUNDS = 20
+ROUNDS_S = 5.0
+WARM_UP = 20
+CHILD_LIMIT_S = 300.0
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """One window at a time, one thread, on this machine.
+
+    p50_us, p95_us: of the candidate, microseconds. q1_us, q3_us: its quartiles. speedup: median of the per-round
+    ratios float32 time / candidate time, above 1 is faster; speedup_q1, speedup_q3: their quartiles.
+    """
+
+    p50_us: float
+    p95_us: float
+    q1_us: float
+    q3_us: float
+    speedup: float
+    speedup_q1: float
+    speedup_q3: float
+    rounds: int
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The candidate did not survive being loaded and run; reason in a few words."""
+
+    reason: str
+
+
+class Rounds(msgspec.Struct, frozen=True):
+    """What a child measured: one entry a round, nanoseconds."""
+
+    baseline_ns: list[int]
+    candidate_ns: list[int]
+
+
+def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+    """Time a candidate beside the baseline in PROCESSES child processes, rounds interleaved, order shuffled.
+
+    window: (1, ...) float32 in the model's layout.
+    """
+    pooled: list[Rounds] = []
+    with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
+        folder = Path(name)
+        (folder / "baseline.onnx").write_bytes(baseline.model)
+        (folder / "candidate.onnx").write_bytes(candidate.model)
+        np.save(folder / "window.npy", window)
+        for process in range(PROCESSES):
+            rounds = _child(folder, candidate.input, seed + process)
+            if isinstance(rounds, Failure):
+                return rounds
+            pooled.append(rounds)
+    return summarize(
+        Rounds([ns for r in pooled for ns in r.baseline_ns], [ns for r in pooled for ns in r.candidate_ns])
+    )
+
+
+def summarize(rounds: Rounds) -> Latency:
+    """Percentiles of paired rounds."""
+    times = np.asarray(rounds.candidate_ns) / 1e3
+    ratios = np.asarray(rounds.baseline_ns) / 1e3 / times
+    q1, p50, q3, p95 = (float(value) for value in np.percentile(times, [25, 50, 75, 95]))
+    low, middle, high = (float(value) for value in np.percentile(ratios, [25, 50, 75]))
+    return Latency(p50, p95, q1, q3, middle, low, high, len(times))
+
+
+def _child(folder: Path, input_name: str, seed: int) -> Rounds | Failure:
+    command = [sys.executable, "-m", "export.measure", "baseline.onnx", "candidate.onnx", "window.npy"]
+    try:
+        done = subprocess.run(
+            [*command, input_name, str(seed)], cwd=folder, capture_output=True, timeout=CHILD_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Failure(f"did not finish within {CHILD_LIMIT_S:g} s")
+    if done.returncode < 0:
+        return Failure(f"crashed with {signal.Signals(-done.returncode).name}")
+    if done.returncode > 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return Failure(f"failed: {lines[-1][:200] if lines else f'exit status {done.returncode}'}")
+    return msgspec.json.decode(done.stdout, type=Rounds)
+
+
+def main(arguments: list[str]) -> None:
+    """The child: time both models in turn on one window and print the rounds."""
+    baseline, candidate, window_file, input_name, seed = arguments
+    inputs = {input_name: np.load(window_file)}
+    sessions = [
+        create(Path(path).read_bytes(), settings=SessionSettings(), entries={}) for path in (baseline, candidate)
+    ]
+    runs = [session.run for session in sessions]
+    for _ in range(WARM_UP):
+        for run in runs:
+            run(None, inputs)
+    gc.disable()
+    times: tuple[list[int], list[int]] = ([], [])
+    shuffled = random.Random(int(seed))  # noqa: S311  (the order of two timings, not a secret)
+    stop_ns = time.perf_counter_ns() + int(ROUNDS_S * 1e9)
+    order = [0, 1]
+    while len(times[0]) < ROUNDS and (len(times[0]) < MIN_ROUNDS or time.perf_counter_ns() < stop_ns):
+        shuffled.shuffle(order)
+        for which in order:
+            start_ns = time.perf_counter_ns()
+            runs[which](None, inputs)
+            times[which].append(time.perf_counter_ns() - start_ns)
+    sys.stdout.buffer.write(msgspec.json.encode(Rounds(*times)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

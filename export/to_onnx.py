@@ -1,0 +1,208 @@
+"""torch to ONNX with a dynamic batch axis, proven equal at several batch sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from edge_runtime.errors import ExportError
+from edge_runtime.records import Floats
+from export.artifact import Artifact, outputs_of, parse
+from export.quiet import silenced
+from export.train import torch_outputs
+
+EXAMPLE_BATCH = 2  # an example of one window makes the exporter fix the batch axis to 1 (pytorch#157621)
+PARITY_BATCHES = (1, 2, 7)
+PARITY_TOLERANCE = 1e-4
+FRONT_END = "front_end"
+SCORES = "scores"
+
+
+class _WithBoundary(nn.Module):
+    """The model, returning beside its output that of its front-end, so that the boundary has a name in the graph."""
+
+    def __init__(self, model: nn.Module, front_end: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.boundary: list[torch.Tensor] = []
+        front_end.register_forward_hook(lambda _module, _inputs, output: self.boundary.append(output))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.boundary.clear()
+        output = self.model(x)
+        if len(self.boundary) != 1 or not isinstance(self.boundary[0], torch.Tensor):
+            raise ExportError(f"front_end must be called once and return one tensor, got {len(self.boundary)} calls")
+        return output, self.boundary[0]
+
+
+def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: str) -> Artifact:
+    """The model as a float32 artifact whose outputs equal torch's.
+
+    windows: (n, ...) float32 in the model's layout, n >= 7, real ones: they are the example and the proof.
+    Raises ExportError naming the operator that cannot be exported, or the figure when the outputs differ.
+    """
+    if len(windows) < max(PARITY_BATCHES):
+        raise ExportError(f"parity needs {max(PARITY_BATCHES)} windows, the train split has {len(windows)}")
+    front_end = getattr(model, FRONT_END, None)
+    has_front_end = isinstance(front_end, nn.Module)
+    module = _WithBoundary(model, front_end).eval() if has_front_end else model.eval()  # type: ignore[arg-type]
+    names = [output_name, FRONT_END] if has_front_end else [output_name]
+    proto = _dynamo(module, torch.from_numpy(windows[:EXAMPLE_BATCH].copy()), input_name, names)
+    fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if fixed:
+        raise ExportError(
+            f"the exporter fixed the batch axis to {fixed}: forward() must work for any batch and not turn x.shape[0] "
+            "into a Python number or branch on it"
+        )
+    boundary = _drop_boundary(proto) if has_front_end else ""
+    _strip(proto)
+    artifact = Artifact(
+        name="float32",
+        precision="float32",
+        model=proto.SerializeToString(deterministic=True),
+        input=input_name,
+        output=output_name,
+        steps=(f"torch.onnx dynamo export, opset {_opset(proto)}, dynamic batch axis",),
+        front_end=boundary,
+    )
+    error = check_parity(artifact, model, windows)
+    sizes = ", ".join(map(str, PARITY_BATCHES))
+    return msgspec.structs.replace(
+        artifact, steps=(*artifact.steps, f"parity with torch at batch {sizes}: largest difference {error:.1e}")
+    )
+
+
+def with_scores(artifact: Artifact) -> Artifact:
+    """A step: append the softmax, so that the graph gives scores in [0, 1] where it gave logits."""
+    proto = parse(artifact.model)
+    graph = proto.graph
+    taken = {name for node in graph.node for name in node.output}
+    scores = SCORES
+    while scores in taken:
+        scores += "_"
+    output = graph.output[0]
+    graph.node.append(onnx.helper.make_node("Softmax", [output.name], [scores], name="softmax", axis=-1))
+    output.name = scores
+    return msgspec.structs.replace(
+        artifact,
+        model=proto.SerializeToString(deterministic=True),
+        output=scores,
+        steps=(*artifact.steps, "softmax appended: logits to scores"),
+    )
+
+
+def check_parity(artifact: Artifact, model: nn.Module, windows: Floats) -> float:
+    """The largest absolute difference between torch and the graph, at each of the parity batch sizes.
+
+    Allowed is PARITY_TOLERANCE, times the largest torch output where that is above 1. Raises ExportError beyond.
+    """
+    worst = 0.0
+    for batch in PARITY_BATCHES:
+        inputs = windows[:batch]
+        wanted = _run("torch", lambda windows: torch_outputs(model, windows), inputs)
+        found = _run("the exported graph", lambda windows: outputs_of(artifact, windows), inputs)
+        if found.shape != wanted.shape:
+            raise ExportError(f"parity: at batch {batch} the graph returns {found.shape}, torch {wanted.shape}")
+        difference = float(np.max(np.abs(found - wanted)))
+        allowed = PARITY_TOLERANCE * max(1.0, float(np.max(np.abs(wanted))))
+        if not difference <= allowed:
+            raise ExportError(
+                f"parity: at batch {batch} the graph differs from torch by {difference:.3g}, allowed {allowed:.3g}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _run(what: str, function: Callable[[Floats], Floats], inputs: Floats) -> Floats:
+    try:
+        return function(inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"parity: {what} does not run at batch {len(inputs)}: {reason}") from error
+
+
+def _dynamo(module: nn.Module, example: torch.Tensor, input_name: str, output_names: list[str]) -> onnx.ModelProto:
+    try:
+        with silenced():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                None,
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[input_name],
+                output_names=output_names,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(explain(error)) from error
+    if program is None:
+        raise ExportError("the torch exporter returned no program")
+    return parse(program.model_proto.SerializeToString())
+
+
+def explain(error: BaseException) -> str:
+    """One line on why the exporter failed: the operator, or the line of the model, and the reason."""
+    chain = []
+    link: BaseException | None = error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, ExportError):
+            return str(link)
+    texts = [str(link) for link in chain]
+    for text in texts:
+        if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)>", text):
+            return (
+                f"operator {found[1]} ({found[2]}) cannot be exported: torch {torch.__version__} has no ONNX form of it"
+            )
+    reason = _first_line(texts[-1]) or type(chain[-1]).__name__
+    for text in texts:
+        if found := re.search(r'raised this error:\s+File "([^"]+)", line (\d+), in (\w+)\s+(.+)', text):
+            place = f"{Path(found[1]).name}, line {found[2]}, in {found[3]}"
+            return f"cannot be exported: {found[4].strip()!r} ({place}): {reason}"
+    for text in texts:
+        if found := re.search(r"target=(?:torch\.ops\.)?([\w.]+)\]", text):
+            return f"operator {found[1]} cannot be exported: {reason}"
+    return f"cannot be exported: {type(chain[-1]).__name__}: {reason}"
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0][:300]
+
+
+def _drop_boundary(proto: onnx.ModelProto) -> str:
+    """Take the front-end's output off the graph's outputs; its tensor's name, "" when it is the input itself."""
+    graph = proto.graph
+    extra = next(value for value in graph.output if value.name == FRONT_END)
+    graph.value_info.append(extra)
+    graph.output.remove(extra)
+    makers = {output for node in graph.node for output in node.output}
+    return FRONT_END if FRONT_END in makers else ""
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Name every node and remove the exporter's notes, which hold stack traces with this machine's paths."""
+    proto.ClearField("metadata_props")
+    proto.doc_string = ""
+    graph = proto.graph
+    graph.name, graph.doc_string = "model", ""
+    graph.ClearField("metadata_props")
+    for index, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    for value in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        value.ClearField("metadata_props")
+        value.doc_string = ""
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in proto.opset_import if entry.domain == ""))

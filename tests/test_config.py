@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.config import load
+from edge_runtime.errors import ConfigError
+
+GOOD = """
+[node]
+id = "press-hall-1"
+state_dir = "/var/lib/edge-runtime"
+
+[mqtt]
+url = "mqtts://broker.local:8883"
+ca = "ca.pem"
+username = "node"
+password_file = "/etc/edge-runtime/mqtt.pass"
+
+[models.bearing]
+bundle = "bearing-1.4.2.edge"
+
+[pipelines.vibration]
+source = { topic = "plant/+machine/vib", qos = 1, format = "raw", dtype = "int16", channels = 3, scale = 0.0039 }
+window = { samples = 2048, hop = 1024, max_gap_samples = 4, on_gap = "reset" }
+model = "bearing"
+decide = { alarm_on = "not ok", score = 0.8, k = 3, n = 5 }
+delivery = "memory"
+queue = { max = 256, when_full = "drop_oldest", max_age_s = 2.0 }
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "device.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_documented_configuration_is_read_and_paths_start_at_its_folder(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GOOD))
+
+    assert config.pipelines["vibration"].source.dtype == "int16"
+    assert config.pipelines["vibration"].queue.max_age_s == 2.0
+    assert config.models["bearing"].bundle == str(tmp_path / "bearing-1.4.2.edge")
+    assert config.mqtt.ca == str(tmp_path / "ca.pem")
+    assert config.mqtt.password_file == "/etc/edge-runtime/mqtt.pass"
+
+
+@pytest.mark.parametrize(
+    ("found", "put", "key", "words"),
+    [
+        ('id = "press-hall-1"', 'id = "press hall"', "node.id", ["'press hall'", "[A-Za-z0-9_-]"]),
+        ("[models.bearing]", '[models."a b"]', "models.a b", ["'a b'"]),
+        ('model = "bearing"', 'model = "baering"', "pipelines.vibration.model", ["baering", "bearing"]),
+        ("plant/+machine/vib", "plant/+/vib", "pipelines.vibration.source.topic", ["name it"]),
+        ("plant/+machine/vib", "$share/g/plant/vib", "pipelines.vibration.source.topic", ["shared subscription"]),
+        ("plant/+machine/vib", "#everything", "pipelines.vibration.source.topic", ["own results"]),
+        ("max = 256", "max = 1024", "pipelines.vibration.queue.max", ["1024", "receive_maximum"]),
+        ("drop_oldest", "drop_odlest", "pipelines.vibration.queue.when_full", ["drop_odlest", "drop_oldest"]),
+        ("k = 3", "k = 0", "pipelines.vibration.decide.k", ["0"]),
+        ('delivery = "memory"', 'delivery = "normal"', "pipelines.vibration.delivery", ["normal", "memory"]),
+        ("mqtts://broker.local:8883", "http://x", "mqtt", ["mqtt://"]),
+    ],
+)
+def test_what_cannot_work_is_refused_with_file_key_found_and_allowed(
+    tmp_path: Path, found: str, put: str, key: str, words: list[str]
+) -> None:
+    assert found in GOOD
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, GOOD.replace(found, put)))
+
+    assert caught.value.path == str(tmp_path / "device.toml")
+    assert caught.value.key.startswith(key)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_configuration_without_pipelines_is_refused(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("[pipelines.vibration]")] + "[pipelines]\n"
+
+    with pytest.raises(ConfigError, match="at least one"):
+        load(write(tmp_path, text))

@@ -1,0 +1,113 @@
+"""The rule of choice, on measurements made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from export import report
+from export.artifact import Artifact
+from export.evaluate import Evaluation
+from export.measure import Latency
+from export.recipe import Budget
+from export.search import Measured, choose, nearest
+
+pytestmark = pytest.mark.torch
+
+
+def measured(
+    name: str, *, speedup: float = 1.0, drop: float = 0.0, kb: float = 10.0, p95_ms: float = 0.1, failure: str = ""
+) -> Measured:
+    """A candidate as if it had been measured: accuracy 0.9 less its drop."""
+    artifact = Artifact(name, "float32", bytes(int(kb * 1000)), "x", "scores", ())
+    if failure:
+        return Measured(name, artifact=artifact, failure=failure)
+    us = 1000 * p95_ms
+    latency = Latency(us, us, us, us, speedup, speedup, speedup, 900)
+    found = Evaluation(100, 0.9 - drop, 0.8, 0.95, 1.0, 40.0, 1.0)
+    return Measured(name, artifact, latency, found, found, drop)
+
+
+def told(candidates: list[Measured], budget: Budget) -> list[str]:
+    return [report.told(verdict) for verdict in choose(candidates, budget)]
+
+
+def test_the_fastest_candidate_that_keeps_the_budget_is_chosen() -> None:
+    verdicts = told([measured("float32"), measured("int8", speedup=1.8, drop=0.005)], Budget(max_drop=0.01))
+
+    assert verdicts == ["not chosen: slower than int8", "chosen"]
+
+
+def test_a_candidate_slower_than_float32_is_rejected_with_the_figure() -> None:
+    verdicts = told([measured("float32"), measured("int8", speedup=0.83, kb=1)], Budget(max_drop=0.01))
+
+    assert verdicts == ["chosen", "rejected: slower than float32 (0.83x)"]
+
+
+def test_a_candidate_a_hair_slower_than_float32_does_not_read_as_equally_fast() -> None:
+    assert told([measured("float32"), measured("int8", speedup=0.9981)], Budget())[1].endswith("(0.9981x)")
+
+
+def test_a_candidate_that_drops_more_than_the_budget_is_rejected_with_the_figure() -> None:
+    verdicts = told([measured("float32"), measured("int8", speedup=2.0, drop=0.021)], Budget(max_drop=0.01))
+
+    assert verdicts == ["chosen", "rejected: drops 2.1 points, budget 1.0"]
+
+
+def test_a_drop_of_exactly_the_budget_is_allowed() -> None:
+    before, after = 0.83, 0.82  # 0.83 - 0.82 is a little above 0.01 in floating point
+    assert before - after > 0.01
+
+    assert told([measured("float32"), measured("int8", speedup=2.0, drop=before - after)], Budget(max_drop=0.01))[
+        1
+    ] == ("chosen")
+
+
+def test_within_noise_of_the_fastest_the_smallest_is_chosen() -> None:
+    candidates = [measured("float32", kb=40), measured("a", speedup=1.84, kb=12), measured("b", speedup=1.9, kb=13)]
+
+    assert told(candidates, Budget()) == [
+        "not chosen: slower than a",
+        "chosen",
+        "not chosen: not smaller, equally fast",
+    ]
+
+
+def test_beyond_noise_the_faster_one_is_chosen_though_it_is_larger() -> None:
+    candidates = [measured("float32"), measured("a", speedup=1.5, kb=5), measured("b", speedup=1.9, kb=9)]
+
+    assert [v.status for v in choose(candidates, Budget())] == ["fits", "fits", "chosen"]
+
+
+def test_of_equal_size_and_speed_the_earlier_one_is_chosen() -> None:
+    candidates = [measured("float32", kb=40), measured("u8s8", speedup=1.8), measured("s8s8", speedup=1.85)]
+
+    assert [v.status for v in choose(candidates, Budget())] == ["fits", "chosen", "fits"]
+
+
+def test_float32_is_rejected_too_when_it_is_too_large_or_too_slow_for_the_budget() -> None:
+    candidates = [measured("float32", kb=350.0, p95_ms=4.0), measured("int8", speedup=2.0, kb=99.0, p95_ms=1.9)]
+
+    assert told(candidates, Budget(size_kb=100, p95_ms=2)) == [
+        "rejected: p95 4 ms, budget 2 ms; 350.0 KB, budget 100 KB",
+        "chosen",
+    ]
+
+
+def test_when_nothing_keeps_the_budget_all_are_rejected_and_the_nearest_is_named_first() -> None:
+    budget = Budget(size_kb=50)
+    candidates = [
+        measured("float32", kb=300),
+        measured("a", kb=60, speedup=2),
+        measured("b", kb=55, speedup=2),
+        measured("c", kb=1, failure="crashed with SIGSEGV"),
+    ]
+
+    assert [v.status for v in choose(candidates, budget)] == ["rejected"] * 4
+    assert [m.name for m in nearest(candidates, budget)] == ["b", "a"]
+
+
+def test_a_crash_is_the_reason_of_its_candidate_and_no_others() -> None:
+    candidates = [measured("float32"), measured("fp16", failure="crashed with SIGSEGV")]
+
+    assert told(candidates, Budget()) == ["chosen", "rejected: crashed with SIGSEGV"]
+    assert report.row(candidates[1], choose(candidates, Budget())[1])[1] == "-"

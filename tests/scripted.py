@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import time
 
@@ -13,20 +14,31 @@ WAIT_S = 10.0
 STEP_S = 0.01
 
 
+def packet(first: int, body: bytes) -> bytes:
+    size, length = len(body), b""
+    while size >= 128:
+        length += bytes([size % 128 | 128])
+        size //= 128
+    return bytes([first]) + length + bytes([size]) + body
+
+
 class Scripted:
     """Listens on a free port and serves one connection at a time; the client is polled while it waits."""
 
-    def __init__(self, client_protocol: str = "5") -> None:
+    def __init__(self, client_protocol: str = "5", *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.five = client_protocol == "5"
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connection: socket.socket | None = None
-        self.url = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"{'mqtts' if tls else 'mqtt'}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def accept(self, client: Client) -> tuple[int, bytes]:
         """Take the next connection and its CONNECT packet."""
         self.hang_up()
         self._await_readable(self._listener, client)
         self._connection, _ = self._listener.accept()
+        if self._tls is not None:
+            self._connection = self._tls.wrap_socket(self._connection, server_side=True)
         return self.receive(client)
 
     def welcome(self, client: Client, *, session_present: bool = False, properties: bytes = b"") -> None:
@@ -42,16 +54,15 @@ class Scripted:
         return bytes([len(encoded)]) + encoded if self.five else b""
 
     def publish(self, topic: bytes, payload: bytes, *, mid: int = 0) -> None:
+        self.send(self.published(topic, payload, mid=mid))
+
+    def published(self, topic: bytes, payload: bytes, *, mid: int = 0) -> bytes:
         packet_id = struct.pack("!H", mid) if mid else b""
         body = struct.pack("!H", len(topic)) + topic + packet_id + self.properties() + payload
-        self.send_packet(0x32 if mid else 0x30, body)
+        return packet(0x32 if mid else 0x30, body)
 
     def send_packet(self, first: int, body: bytes) -> None:
-        size, length = len(body), b""
-        while size >= 128:
-            length += bytes([size % 128 | 128])
-            size //= 128
-        self.send(bytes([first]) + length + bytes([size]) + body)
+        self.send(packet(first, body))
 
     def send(self, raw: bytes) -> None:
         assert self._connection is not None
@@ -75,7 +86,7 @@ class Scripted:
         deadline = time.monotonic() + quiet_s
         while time.monotonic() < deadline:
             client.poll(STEP_S)
-            if select.select([self._connection], [], [], 0)[0]:
+            if self._readable(self._connection):
                 packets.append(self.receive(client))
                 deadline = time.monotonic() + quiet_s
         return packets
@@ -92,9 +103,13 @@ class Scripted:
 
     def _await_readable(self, sock: socket.socket, client: Client) -> None:
         deadline = time.monotonic() + WAIT_S
-        while not select.select([sock], [], [], 0)[0]:
+        while not self._readable(sock):
             client.poll(STEP_S)
             assert time.monotonic() < deadline, "nothing came from the client"
+
+    def _readable(self, sock: socket.socket) -> bool:
+        decrypted = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        return decrypted or bool(select.select([sock], [], [], 0)[0])
 
     def hang_up(self) -> None:
         if self._connection is not None:

@@ -28,7 +28,7 @@ def edge_export(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command, in a home of its own and without CI set, which would hide ONNX Runtime's telemetry."""
     command = [sys.executable, "-c", "from export.cli import main; main()", *arguments]
     hidden = ("CI", "ORT_DISABLE_TELEMETRY")
-    env = {name: value for name, value in os.environ.items() if name not in hidden}  # noqa: TID251
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
     env["HOME"] = str(cwd / "home")
     (cwd / "home").mkdir(exist_ok=True)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)

@@ -4,6 +4,7 @@ import itertools
 import logging
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +176,44 @@ def test_poll_leaves_the_rest_for_the_next_call_after_about_64_messages(make: Ma
 
     assert max(batches) == 64
     assert [int(m.payload) for m in total] == list(range(200))
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_the_session_is_never_asked_to_start_clean(make: MakeClient, protocol: str) -> None:
+    """mosquitto 2.0.11 forgets a session at its restart that was once opened with a clean start."""
+    scripted = Scripted(protocol)
+    client = make(scripted.url, settings={"protocol": protocol})
+    flags = []
+    for _ in range(3):
+        _, body = scripted.accept(client)
+        flags.append(body[7])
+        scripted.hang_up()
+        drive(client, lambda: client.counters.failures == len(flags))
+    scripted.close()
+
+    assert flags == [0, 0, 0]
+
+
+def test_the_bounds_and_the_will_are_told_to_the_broker(make: MakeClient, scripted: Scripted) -> None:
+    settings = {
+        "session_expiry_s": 1_000_001,
+        "receive_maximum": 77,
+        "maximum_packet_bytes": 5_000_000,
+        "will_delay_s": 9,
+        "keepalive_s": 31,
+    }
+    presence = Presence(topic="edge/v1/n/status", boot_id="b")
+    client = make(scripted.url, settings=settings, presence=presence, unix_s=lambda: 12.5)
+    _, body = scripted.accept(client)
+
+    assert body[:7] == b"\x00\x04MQTT\x05"
+    assert body[7] == 0b00101100  # retained, QoS 1, a will, no clean start
+    assert struct.unpack("!H", body[8:10]) == (31,)
+    for identifier, value in ((0x11, 1_000_001), (MAXIMUM_PACKET_SIZE, 5_000_000), (0x18, 9)):
+        assert struct.pack("!BI", identifier, value) in body
+    assert struct.pack("!BH", RECEIVE_MAXIMUM, 77) in body
+    assert b"edge/v1/n/status" in body
+    assert b'{"state":"offline","since":12.5,"boot_id":"b"}' in body
 
 
 # Nothing dies silently.
@@ -597,6 +636,23 @@ def test_a_client_certificate_opens_a_tls_connection_and_large_messages_come_thr
     assert len(probe.wait_for(1)[0].payload) == 300_000
 
 
+def test_packets_that_share_a_tls_record_are_all_read_at_once(make: MakeClient, authority: Authority) -> None:
+    """After the first of them the rest lies inside OpenSSL, where select cannot see it."""
+    own = authority.issue("broker", hosts=("127.0.0.1",))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.cert, own.key)
+    scripted = Scripted(tls=context)
+    client = make(scripted.url, settings={"ca": str(authority.cert)})
+    scripted.welcome(client)
+
+    scripted.send(b"".join(scripted.published(b"a", b"%d" % n) for n in range(50)))
+    select.select([client.fileno()], [], [], WAIT_S)
+    messages = client.poll(0)
+    scripted.close()
+
+    assert [int(m.payload) for m in messages] == list(range(50))
+
+
 @pytest.mark.broker
 def test_a_broker_whose_certificate_we_cannot_trust_is_refused(
     make: MakeClient, start_broker: Callable[..., Broker], authority: Authority, tmp_path: Path
@@ -795,6 +851,23 @@ def test_an_id_shared_by_a_written_message_and_one_in_flight_confirms_the_right_
     send_queue.answer(7, "Quota exceeded")
     send_queue.collect()
     assert send_queue.confirmed() == [(first, "Quota exceeded")]
+
+
+def test_a_refusal_is_not_forgotten_when_a_message_with_the_same_id_is_written_right_after_it() -> None:
+    send_queue = SendQueue(max_waiting=9, max_unwritten=9, now_ns=lambda: 0)
+    refused, written = Sent(), Sent()
+    for qos, handle in ((1, refused), (0, written)):
+        send_queue.add(Outgoing("a", b"", qos=qos), connected=True)
+        entry = send_queue.take(9)
+        assert entry is not None
+        send_queue.handed_over(entry, 7, handle)
+
+    refused.published = written.published = True
+    send_queue.answer(7, "Quota exceeded")
+    send_queue.answer(7, "")
+    send_queue.collect()
+
+    assert sorted(send_queue.confirmed()) == [(1, "Quota exceeded"), (2, "")]
 
 
 @given(

@@ -38,7 +38,7 @@ def started(folder: Path) -> Iterator[Broker]:
     Raises DependencyError when there is none to start, TransportError when it does not come up.
     """
     port = _free_port()
-    program = _mosquitto()
+    program = find_mosquitto()
     if program:
         config = folder / "mosquitto.conf"
         config.write_text(
@@ -46,7 +46,7 @@ def started(folder: Path) -> Iterator[Broker]:
             "max_queued_messages 100000\n"
         )
         command, broker = [program, "-c", str(config)], Broker(f"mqtt://{HOST}:{port}", "5", "mosquitto")
-    elif importlib.util.find_spec("amqtt"):
+    elif _have_amqtt():
         command = [sys.executable, "-m", "edge_runtime.demo.amqtt_broker", HOST, str(port)]
         broker = Broker(f"mqtt://{HOST}:{port}", "3.1.1", "amqtt")
     else:
@@ -69,8 +69,16 @@ def started(folder: Path) -> Iterator[Broker]:
             process.wait()
 
 
-def _mosquitto() -> str | None:
+def find_mosquitto() -> str | None:
+    """Its path; sbin folders are searched too, where a user's PATH often does not reach."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=":".join(SBIN))
+
+
+def _have_amqtt() -> bool:
+    try:
+        return importlib.util.find_spec("amqtt") is not None
+    except ValueError:
+        return False
 
 
 def _free_port() -> int:

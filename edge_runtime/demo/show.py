@@ -61,7 +61,7 @@ bundle = {bundle}
 [pipelines.vibration]
 source = {{ topic = "{node}/+pump/vib", format = "raw", dtype = "int16", scale = {scale}{seq} }}
 model = "pump"
-decide = {{ alarm_on = "not ok", score = 0.8, release = 0.5, k = 3, n = 5 }}
+decide = {{ alarm_on = "not ok", score = 0.9, k = 3, n = 5 }}
 """
 
 

@@ -123,7 +123,7 @@ def test_a_message_comes_in_and_a_result_goes_out(make: Made, broker: Broker) ->
 
 def test_qos_0_is_confirmed_when_written(make: Made, broker: Broker) -> None:
     probe = broker.probe("out/#")
-    client = make.connected(broker)
+    client = make.connected(broker, settings={"flush_timeout_s": 10.0})
 
     tokens = [client.publish(Outgoing("out/a", b"%d" % n)) for n in range(500)]
     client.flush()

@@ -139,7 +139,7 @@ def test_every_test_recording_is_heard_over_mqtt_as_offline(tmp_path: Path, brok
     bundle = tmp_path / "digits.edge"
     variants = {variant["variant"]: variant for variant in export(RECIPE, bundle)}
     recipe = load(RECIPE)
-    rows = [(r.speaker, r.label, recipe.clip_int16(r.index)) for r in recipe.recordings() if r.split == "test"]
+    rows = [(r.speaker, r.label, recipe.clip_int16(r.clip)) for r in recipe.recordings() if r.split == "test"]
     clips, labels = by_voice(rows)
 
     assert (len(rows), len(clips)) == (300, 6)

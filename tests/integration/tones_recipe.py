@@ -1,4 +1,4 @@
-"""Ten tones in place of ten digits, in six voices, all generated: the spoken-digits model on data that is always there."""
+"""Ten tones in place of ten digits, in six voices: the spoken-digits model on data that is always there."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def tone(label: int, voice: int, random: np.random.Generator) -> Floats:
     """(8000,) int16: one pitch for each label, overtones for each voice, noise, at some time in the window."""
     seconds = np.arange(digits.LENGTH) / digits.RATE_HZ
     pitch_hz = 220 * 2 ** (label / 5) * random.uniform(0.995, 1.005)
-    wave = sum(
-        np.sin(2 * np.pi * pitch_hz * k * seconds + random.uniform(0, 7)) / (1 + voice) ** (k - 1) for k in (1, 2)
-    )
+    turns = pitch_hz * seconds
+    overtone = np.sin(4 * np.pi * turns + random.uniform(0, 7)) / (1 + voice)
+    wave = np.sin(2 * np.pi * turns + random.uniform(0, 7)) + overtone
     start, length = random.uniform(0, 0.4), random.uniform(0.3, 0.5)
     wave = wave * ((seconds > start) & (seconds < start + length)) + 0.02 * random.standard_normal(digits.LENGTH)
     return (6000 * random.uniform(0.4, 1.5) * wave).astype(np.int16)

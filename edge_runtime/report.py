@@ -80,7 +80,7 @@ def bundle(found: Bundle) -> str:
         ("golden", f"{len(found.golden.inputs)} vectors, tolerance {manifest.tolerances['default'].absolute:g}"),
         ("model", f"{len(found.model) / 1024:.1f} kB"),
         ("recipe", f"{manifest.provenance.recipe}, seed {manifest.provenance.seed}"),
-        ("steps", " -> ".join(manifest.provenance.steps)),
+        *(("step", step) for step in manifest.provenance.steps),
     ]
     width = max(len(name) for name, _ in facts)
     return "\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()])

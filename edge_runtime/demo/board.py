@@ -76,7 +76,8 @@ class Board:
     def render(self, happening: str) -> RenderableType:
         """Tables for a terminal. happening: one sentence on what the simulated plant is doing."""
         with self._lock:
-            streams = Table(title=f"{self.elapsed_s():5.1f} s   {self.windows_per_s():.1f} windows/s   {happening}")
+            head = Text(f"{self.elapsed_s():5.1f} s   {self.windows_per_s():.1f} windows/s   {happening}")
+            streams = Table()
             for column in ("stream", "label", "score", "windows", "alarm"):
                 streams.add_column(column, justify="right" if column in ("score", "windows") else "left")
             for name, view in self.streams.items():
@@ -89,7 +90,7 @@ class Board:
                 if found := self._stages.get(stage):
                     stages.add_row(stage, f"{found['p50_ms']:.3f}", f"{found['p99_ms']:.3f}")
             problems = [Text(problem, style="yellow") for problem in self.problems]
-            return Group(streams, stages, *problems)
+            return Group(head, streams, stages, *problems)
 
     def line(self, happening: str) -> str:
         """The same on one line, for a pipe."""

@@ -258,6 +258,27 @@ def test_mqtt_3_1_1_does_the_same(broker: Broker, run_daemon: RunDaemon, tmp_pat
     assert daemon.stop()["balanced"]
 
 
+def test_a_latency_log_that_cannot_be_written_degrades_the_node_and_nothing_else(
+    broker: Broker, run_daemon: RunDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    in_the_way = tmp_path / "state" / "latency"
+    in_the_way.write_text("not a folder")
+    status, out = broker.probe("edge/v1/n1/status"), broker.probe("edge/v1/n1/p/p/out/#")
+    daemon = run_daemon(broker.url, more="[latency]\ninterval_s = 1.0")
+    daemon.wait_connected()
+    subscribed(broker, tmp_path)
+    out.publish("in/a/v", payload(0, STILL))
+    out.wait_for(1)
+    assert [found["state"] for found in bodies(status.wait_for(2))] == ["online", "degraded"]
+
+    in_the_way.unlink()
+    out.publish("in/a/v", payload(1, STILL))
+    out.wait_for(1)
+    assert bodies(status.wait_for(1))[0]["state"] == "online"
+    assert daemon.stop()["balanced"]
+
+
 OVERLAPPING = """
 [pipelines.q]
 source = { topic = "in/#rest", path = "v", seq_field = "n", qos = 0 }

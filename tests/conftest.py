@@ -1,14 +1,19 @@
-"""Fixtures shared by all tests: a real broker, started and ended by the test that asks for it."""
+"""Fixtures shared by all tests: brokers, real and scripted, and clients of them; each test ends what it started."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker import Broker, find_mosquitto
+from scripted import Scripted
+
+from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.settings import MqttSettings
 
 StartBroker = Callable[..., Broker]
 
@@ -47,3 +52,34 @@ def start_broker(new_broker: StartBroker) -> StartBroker:
 def broker(start_broker: StartBroker) -> Broker:
     """One plain broker: anonymous, no TLS, TCP_NODELAY."""
     return start_broker()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    """A broker for MQTT 5 that says exactly what the test tells it to."""
+    server = Scripted()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., CallbackClient]]:
+    """Makes clients with quick reconnects from a url, started but not polled yet, and stops them."""
+    made: list[CallbackClient] = []
+
+    def make(url: str, *, settings: dict[str, Any] | None = None, **options: Any) -> CallbackClient:
+        known = MqttSettings(url=url, **{"reconnect_min_s": 0.02, "reconnect_max_s": 0.1, **(settings or {})})
+        made.append(CallbackClient(known, **{"client_id": "client", **options}))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.stop(0.5)
+
+
+@pytest.fixture
+def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
+    """The (event, reason) pairs that the MQTT room has logged so far."""
+    caplog.set_level(logging.INFO, logger="edge_runtime.mqtt")
+    return lambda: [(record.getMessage(), getattr(record, "reason", "")) for record in caplog.records]

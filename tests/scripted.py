@@ -10,6 +10,9 @@ import time
 
 from edge_runtime.mqtt.transport import Client
 
+RECEIVE_MAXIMUM = 0x21
+MAXIMUM_PACKET_SIZE = 0x27
+
 WAIT_S = 10.0
 STEP_S = 0.01
 
@@ -20,6 +23,16 @@ def packet(first: int, body: bytes) -> bytes:
         length += bytes([size % 128 | 128])
         size //= 128
     return bytes([first]) + length + bytes([size]) + body
+
+
+def publish_ids(packets: list[tuple[int, bytes]]) -> list[tuple[int, bool]]:
+    """(packet id, DUP) of the PUBLISH packets at QoS 1."""
+    found = []
+    for first, body in packets:
+        if first & 0xF0 == 0x30:
+            size = struct.unpack("!H", body[:2])[0]
+            found.append((struct.unpack("!H", body[2 + size : 4 + size])[0], bool(first & 8)))
+    return found
 
 
 class Scripted:
@@ -89,6 +102,21 @@ class Scripted:
             if self._readable(self._connection):
                 packets.append(self.receive(client))
                 deadline = time.monotonic() + quiet_s
+        return packets
+
+    def left_over(self) -> list[tuple[int, bytes]]:
+        """All packets up to the end of the connection, which the client has closed."""
+        assert self._connection is not None
+        self._connection.settimeout(WAIT_S)
+        raw = b""
+        while chunk := self._connection.recv(65_536):
+            raw += chunk
+        packets = []
+        while raw:
+            size = raw[1]
+            assert size < 128, "only small packets are cut here"
+            packets.append((raw[0], raw[2 : 2 + size]))
+            raw = raw[2 + size :]
         return packets
 
     def _exactly(self, count: int, client: Client) -> bytes:

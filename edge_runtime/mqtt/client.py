@@ -87,6 +87,7 @@ class CallbackClient:
         self._reported = ""
         self._due_ns = 0
         self._housekeeping_ns = 0
+        self._greeted_ns = 0
         self._epoch = 0
         self._window = settings.max_inflight
         self._packet_limit = settings.maximum_packet_bytes
@@ -160,23 +161,31 @@ class CallbackClient:
         deadline_ns = self._now_ns() + round(timeout_s * 1e9)
         self._link.abandon()
         if self._phase in ("handshake", "connected"):
-            self._say_stopped(deadline_ns)
-            self._link.hang_up(deadline_ns)
+            if self._say_stopped((self._now_ns() + deadline_ns) // 2):
+                self._link.hang_up(deadline_ns)
+            else:
+                log.warning("mqtt_stopped_unsaid", extra=self._facts)
+                self._link.cut()
         self._phase = "stopped"
         self._reason = "stopped"
         self._messages.clear()
         self._queue.close("stopped")
         log.info("mqtt_stopped", extra=self._facts)
 
-    def _say_stopped(self, deadline_ns: int) -> None:
-        """Publish "stopped" and wait until the broker has it, and all that was to be sent before."""
+    def _say_stopped(self, deadline_ns: int) -> bool:
+        """Publish "stopped", wait for it and all that was to be sent before to be answered; whether it was sent.
+
+        When it could not be, for want of room in the window, the will has to say that the node is gone.
+        """
+        self._exchange()
         if self._presence is not None and self._phase == "connected":
             self._queue.add_urgent(self._presence.message("stopped", since_unix_s=self._unix_s()))
-        self._exchange()
+            self._exchange()
         while self._phase == "connected" and len(self._queue) and self._now_ns() < deadline_ns:
             self._messages.clear()
             self._link.wait(self._idle_s((deadline_ns - self._now_ns()) / 1e9))
             self._exchange()
+        return self._queue.all_urgent_sent
 
     # Connecting: waiting -> dialing -> handshake -> connected, and back to waiting from any of them.
 
@@ -209,7 +218,8 @@ class CallbackClient:
         """The broker has accepted us: subscribe, announce the node, send what waits."""
         self._phase = "connected"
         self._reason = self._reported = ""
-        self._backoff.connected(self._now_ns())
+        self._greeted_ns = self._now_ns()
+        self._backoff.connected(self._greeted_ns)
         if self.counters.connects and not session_present:
             self.counters.sessions_lost += 1
         self.counters.connects += 1
@@ -284,9 +294,25 @@ class CallbackClient:
         if now_ns >= self._housekeeping_ns:
             self._housekeeping_ns = now_ns + HOUSEKEEPING_NS
             self._paho.loop_misc()
+            self._expect_answers(now_ns)
         if self._phase == "handshake" and now_ns >= self._due_ns:
             self._farewell = f"no answer to CONNECT within {self._settings.connect_timeout_s:g} s"
             self._link.cut()
+
+    def _expect_answers(self, now_ns: int) -> None:
+        """Break a connection on which an answer is overdue: what was asked is only sent again on a new one.
+
+        An overloaded mosquitto 2.0 drops any packet to a client whose queue is full, PUBACK and SUBACK included.
+        """
+        limit_s = self._settings.ack_timeout_s
+        since_ns = self._queue.oldest_ns()
+        if since_ns is not None and now_ns - since_ns > limit_s * 1e9:
+            self._farewell = f"no answer to a message within {limit_s:g} s"
+        elif self._subscribe_mid is not None and now_ns - self._greeted_ns > limit_s * 1e9:
+            self._farewell = f"no answer to the subscription within {limit_s:g} s"
+        else:
+            return
+        self._link.cut()
 
     def _pump(self) -> bool:
         """Hand paho what the window has room for; whether that was anything."""
@@ -338,18 +364,14 @@ class CallbackClient:
         if not flags.session_present or self._queue.in_flight > self._window:
             client.drop_out_messages()
             self._queue.send_again()
+        self._queue.resumed()
         self._welcome = flags
 
     def _on_disconnect(
         self, _client: paho.Client, _user: object, flags: DisconnectFlags, code: ReasonCode, _found: object
     ) -> None:
         """May come twice for one connection; only notes what is known about the reason."""
-        if flags.is_disconnect_packet_from_server:
-            self._farewell = f"the broker disconnected us: {code}"
-        elif str(code) == "Keep alive timeout":
-            self._farewell = f"no sign of life within {self._settings.keepalive_s} s"
-        elif str(code) == "Protocol error":
-            self._farewell = "the broker sent what is not MQTT"
+        self._farewell = self._farewell or wire.farewell(flags, code, self._settings.keepalive_s)
 
     def _on_subscribe(
         self, _client: paho.Client, _user: object, mid: int, codes: list[ReasonCode], _found: object

@@ -26,12 +26,13 @@ class Handle(Protocol):
 class Entry:
     """One message on its way. token: None for the client's own (birth, status), which nobody asks about."""
 
-    __slots__ = ("message", "queued_ns", "token")
+    __slots__ = ("message", "queued_ns", "sent_ns", "token")
 
     def __init__(self, message: Outgoing, *, token: int | None, queued_ns: int) -> None:
         self.message = message
         self.token = token
         self.queued_ns = queued_ns
+        self.sent_ns = 0
 
 
 class SendQueue:
@@ -61,6 +62,14 @@ class SendQueue:
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def all_urgent_sent(self) -> bool:
+        return not self._urgent
+
+    def oldest_ns(self) -> int | None:
+        """When the message was sent that has waited longest for its answer on this connection; None when none has."""
+        return min((entry.sent_ns for entry, _ in self._in_flight.values()), default=None)
 
     def add(self, message: Outgoing, *, connected: bool) -> int:
         """A new token. A message there is no room for is confirmed at once, with the reason."""
@@ -107,6 +116,7 @@ class SendQueue:
 
     def handed_over(self, entry: Entry, mid: int, handle: Handle) -> None:
         """The library has it under a packet id."""
+        entry.sent_ns = self._now_ns()
         if entry.message.qos == 0:
             self._unwritten.append((entry, handle))
         else:
@@ -145,6 +155,11 @@ class SendQueue:
         self._urgent.clear()
         self._waiting.extendleft(entry for entry, _ in reversed(self._unwritten) if entry.token is not None)
         self._unwritten.clear()
+
+    def resumed(self) -> None:
+        """The library sends what is in flight again by itself."""
+        for entry, _ in self._in_flight.values():
+            entry.sent_ns = self._now_ns()
 
     def send_again(self) -> None:
         """The library has dropped what was in flight: it is sent anew, in the old order, before all that waits."""

@@ -25,8 +25,9 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receive_maximum: QoS 1 messages the broker may have unacknowledged with us. max_inflight: messages we may have
     unacknowledged with it; max_outgoing: messages that wait behind those, or for a connection.
     maximum_packet_bytes: the largest packet taken and the largest sent. stable_after_s: a connection that lasted
-    this long forgets the failures before it. will_delay_s: how long the broker waits before it says "offline".
-    flush_timeout_s: the longest that writing may hold up the loop.
+    this long forgets the failures before it. ack_timeout_s: the longest the broker may take to answer a message or a
+    subscription; then the connection is made anew, which sends them again. will_delay_s: how long the broker waits
+    before it says "offline". flush_timeout_s: the longest that writing may hold up the loop.
     """
 
     url: str
@@ -48,6 +49,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reconnect_min_s: Seconds = 0.2
     reconnect_max_s: Seconds = 30.0
     stable_after_s: Seconds = 60.0
+    ack_timeout_s: Seconds = 30.0
     will_delay_s: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)] = 5
     flush_timeout_s: Seconds = 0.2
 

@@ -75,6 +75,8 @@ class Client(Protocol):
         """Write what is buffered, for a bounded time."""
 
     def stop(self, timeout_s: float) -> None:
-        """Say "stopped", wait for what is in flight, disconnect cleanly. Messages that still come in are not
-        acknowledged, so the broker keeps those of QoS 1. What cannot be delivered is confirmed as "stopped".
+        """Say "stopped", wait for what is in flight (half the time at most), disconnect cleanly.
+
+        Messages that still come in are not acknowledged, so the broker keeps those of QoS 1. What cannot be delivered
+        is confirmed as "stopped".
         """

@@ -8,6 +8,7 @@ import socket
 from typing import TypeGuard
 
 from paho.mqtt import client as paho
+from paho.mqtt.client import DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
@@ -162,6 +163,15 @@ def to_properties(found: PahoProperties | None) -> Properties:
         response_topic=getattr(found, "ResponseTopic", ""),
         correlation_data=bytes(getattr(found, "CorrelationData", b"")),
     )
+
+
+def farewell(flags: DisconnectFlags, code: ReasonCode, keepalive_s: int) -> str:
+    """Why paho says the connection ended, for the operator; "" when it says no more than that."""
+    if flags.is_disconnect_packet_from_server:
+        return f"the broker disconnected us: {code}"
+    if str(code) == "Keep alive timeout":
+        return f"no sign of life within {keepalive_s} s"
+    return "the broker sent what is not MQTT" if str(code) == "Protocol error" else ""
 
 
 def granted(code: ReasonCode) -> int | None:

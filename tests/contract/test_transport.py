@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import select
-import socket
 import threading
 import time
 from collections import Counter
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from broker import WAIT_S, Broker, until
+from driving import cut, drive, receive
 
 from edge_runtime.mqtt.client import CallbackClient
 from edge_runtime.mqtt.presence import Presence
@@ -64,25 +63,6 @@ def make(request: pytest.FixtureRequest) -> Iterator[Made]:
     made.close()
 
 
-def drive(client: Client, condition: Callable[[], bool], *, what: str) -> list[Message]:
-    """Poll until a condition holds; the messages that came meanwhile."""
-    messages: list[Message] = []
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        messages += client.poll(0.02)
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what} ({client.reason})"
-    return messages
-
-
-def receive(client: Client, count: int) -> list[Message]:
-    messages: list[Message] = []
-    deadline = time.monotonic() + WAIT_S
-    while len(messages) < count:
-        messages += client.poll(0.02)
-        assert time.monotonic() < deadline, f"{len(messages)} of {count} messages within {WAIT_S} s"
-    return messages
-
-
 def settle(client: Client, tokens: list[int]) -> dict[int, str]:
     """Poll until the fate of every token is known. Fails when one is told twice."""
     known: dict[int, str] = {}
@@ -95,12 +75,6 @@ def settle(client: Client, tokens: list[int]) -> dict[int, str]:
 
     drive(client, all_known, what="all tokens confirmed")
     return known
-
-
-def cut(client: Client) -> None:
-    """Break the connection from outside, as a cable does: no DISCONNECT."""
-    with socket.socket(fileno=os.dup(client.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_message_comes_in_and_a_result_goes_out(make: Made, broker: Broker) -> None:

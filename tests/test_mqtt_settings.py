@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from certificates import Authority
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.settings import MqttSettings, parse_url, read_password
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "tls"),
+    [
+        ("mqtt://broker.local", "broker.local", 1883, False),
+        ("mqtts://broker.local", "broker.local", 8883, True),
+        ("mqtt://10.0.0.7:2883/", "10.0.0.7", 2883, False),
+        ("mqtts://[::1]:8884", "::1", 8884, True),
+    ],
+)
+def test_a_url_names_host_port_and_tls(url: str, host: str, port: int, tls: bool) -> None:
+    endpoint = parse_url(url)
+
+    assert (endpoint.host, endpoint.port, endpoint.tls) == (host, port, tls)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("broker.local:1883", "must start with mqtt://"),
+        ("http://broker.local", "must start with mqtt://"),
+        ("mqtt://", "must be a host"),
+        ("mqtt://broker.local/topic", "must be a host"),
+        ("mqtt://broker.local?x=1", "must be a host"),
+        ("mqtt://broker.local:0", "from 1 to 65535"),
+        ("mqtt://broker.local:99999", "is no address"),
+        ("mqtt://broker.local:mqtt", "is no address"),
+        ("mqtt://[::1", "is no address"),
+    ],
+)
+def test_a_url_that_is_none_is_refused_with_a_sentence(url: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        MqttSettings(url=url)
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="use username and password_file") as caught:
+        MqttSettings(url="mqtt://node:s3cret@broker.local")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"ca": "ca.pem"}, "mqtts://"),
+        ({"url": "mqtts://b", "cert": "c.pem"}, "both or neither"),
+        ({"password_file": "p"}, "needs a username"),
+        ({"reconnect_min_s": 5, "reconnect_max_s": 1}, "must not exceed"),
+        ({"keepalive_s": 0}, "keepalive_s"),
+        ({"receive_maximum": 70_000}, "receive_maximum"),
+        ({"protocol": "3.1"}, "protocol"),
+        ({"keep_alive": 3}, "keep_alive"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=problem):
+        msgspec.convert({"url": "mqtt://broker.local", **settings}, MqttSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "problem"),
+    [
+        (b"secret\n", 0o644, r"open to every user \(mode 0644\); run: chmod 600"),
+        (b"", 0o600, "on its one line"),
+        (b"a\nb\n", 0o600, "on its one line; it has 2"),
+        (b"\xff\n", 0o600, "cannot be read"),
+    ],
+)
+def test_a_password_file_must_be_private_and_one_line(tmp_path: Path, text: bytes, mode: int, problem: str) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(text)
+    path.chmod(mode)
+
+    with pytest.raises(ConfigError, match=problem):
+        read_password(str(path))
+
+
+def test_missing_files_are_named_with_their_key(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    missing = str(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=f"mqtt: password_file: {missing} cannot be read: No such file"):
+        read_password(missing)
+    with pytest.raises(ConfigError, match=f"mqtt: ca: {missing} cannot be used: No such file"):
+        CallbackClient(MqttSettings(url="mqtts://b", ca=missing), client_id="c")
+    with pytest.raises(ConfigError, match=f"mqtt: cert: {missing} with {missing} cannot be used: No such file"):
+        CallbackClient(MqttSettings(url="mqtts://b", ca=str(authority.cert), cert=missing, key=missing), client_id="c")

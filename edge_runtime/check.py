@@ -1,4 +1,4 @@
-"""What would run: the configuration validated, models proven, the broker reached, nothing started."""
+"""What would run: the configuration validated, models proven, the broker reached, no message taken."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -54,15 +55,22 @@ bundle_file = click.argument("bundle", type=click.Path(exists=True, dir_okay=Fal
 @one_line_errors
 def run(config: Path, as_json: bool) -> int:
     """Run the daemon described by CONFIG until SIGTERM or Ctrl-C, then print what became of every message."""
+    from edge_runtime.stop import StopSignal
+
+    stop = StopSignal()  # before the slow imports
     from edge_runtime import report
     from edge_runtime.config import load
     from edge_runtime.daemon import Daemon
     from edge_runtime.logs import to_stderr
 
     to_stderr()
-    summary = Daemon(load(config), str(config)).run()
+    summary = Daemon(load(config), str(config)).run(stop)
     click.echo(msgspec.json.encode(summary) if as_json else report.summary(summary))
-    return 0
+    code = 0 if summary.balanced else FAILED
+    if not summary.drained:
+        sys.stdout.flush()
+        os._exit(code)  # a model may still be running on the worker, which ONNX Runtime does not survive at exit
+    return code
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge_runtime.delivery.ledger import NO_PIPELINE
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.errors import ConfigError
 from edge_runtime.model.bundle import NAME_PATTERN
@@ -93,8 +94,9 @@ def parse(table: dict[str, object], path: Path) -> Config:
         name: msgspec.structs.replace(model, bundle=str(folder / model.bundle)) for name, model in config.models.items()
     }
     mqtt = config.mqtt
+    node = msgspec.structs.replace(config.node, state_dir=str(folder / config.node.state_dir))
     files = {key: str(folder / found) for key in FILE_KEYS if (found := getattr(mqtt, key))}
-    return msgspec.structs.replace(config, models=models, mqtt=msgspec.structs.replace(mqtt, **files))
+    return msgspec.structs.replace(config, node=node, models=models, mqtt=msgspec.structs.replace(mqtt, **files))
 
 
 def _check_names(config: Config, path: str) -> None:
@@ -102,7 +104,9 @@ def _check_names(config: Config, path: str) -> None:
     named += [(f"models.{name}", name) for name in config.models]
     named += [(f"pipelines.{name}", name) for name in config.pipelines]
     for key, name in named:
-        if not re.match(NAME_PATTERN, name):
+        if name == NO_PIPELINE:
+            raise ConfigError(path, key, f"found the name {name!r}, which stands for no pipeline")
+        if not re.fullmatch(NAME_PATTERN, name):
             raise ConfigError(path, key, f"found the name {name!r}, wanted {NAME_PATTERN}")
     if not config.pipelines:
         raise ConfigError(path, "pipelines", "found none, wanted at least one [pipelines.NAME]")
@@ -127,6 +131,8 @@ def _check_sources(config: Config, path: str) -> None:
             raise ConfigError(
                 path, key, f"{source.filter!r} overlaps {tree.everything!r}: the daemon would take its own results"
             )
+        if config.mqtt.protocol == "3.1.1" and (pipeline.source.seq_property or pipeline.source.time_property):
+            raise ConfigError(path, f"pipelines.{name}.source", "MQTT 3.1.1 has no user properties; use fields")
         if config.mqtt.receive_maximum <= pipeline.queue.max:
             raise ConfigError(
                 path,

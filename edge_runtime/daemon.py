@@ -6,9 +6,7 @@ import logging
 import os
 import platform
 import secrets
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -20,7 +18,7 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.memory import rss_mb
 from edge_runtime.errors import ConfigError
 from edge_runtime.loop import Connection, Lane, Loop
-from edge_runtime.model.bundle import Bundle, read
+from edge_runtime.model.bundle import Manifest, read
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.monitor.hdrlog import LatencyLog
 from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed
@@ -29,8 +27,9 @@ from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_connections
 from edge_runtime.records import InputSpec, Outgoing
+from edge_runtime.stop import StopSignal
 from edge_runtime.stream.decide import Decider
-from edge_runtime.stream.decode import make_decoder
+from edge_runtime.stream.decode import Decoder, make_decoder
 from edge_runtime.stream.pipeline import Clock, Pipeline
 from edge_runtime.stream.window import WindowSettings
 from edge_runtime.worker import Worker
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 INLINE_LIMIT_NS = 1_000_000
 IDLE_S = 0.25
-STOP_S = 0.8
+GOODBYE_S = 0.6
 NS = 1e9
 
 
@@ -65,8 +64,11 @@ class Daemon:
         self.boot_id = secrets.token_hex(8)
         self._tree = Tree(config.mqtt.root, config.node.id)
         self._presence = Presence(self._tree.status, self.boot_id)
-        self.bundles = {name: read(Path(model.bundle)) for name, model in config.models.items()}
-        self.sessions = {name: Session(self.bundles[name], model.session()) for name, model in config.models.items()}
+        self.sessions: dict[str, Session] = {}
+        self._digests: dict[str, str] = {}
+        for name, model in config.models.items():
+            bundle = read(Path(model.bundle))
+            self.sessions[name], self._digests[name] = Session(bundle, model.session()), bundle.digest
         self._ledger = Ledger()
         self._recorders = {name: StageRecorder(name) for name in config.pipelines}
         self._latency_log = LatencyLog(
@@ -83,36 +85,38 @@ class Daemon:
             ledger=self._ledger,
             publications=self._publications,
             worker=self._worker,
+            max_waiting=max(1, config.mqtt.max_outgoing // 2),
             now_ns=clock.monotonic_ns,
         )
         self._started_ns = clock.monotonic_ns()
         self._next_metrics_ns = self._started_ns
-        self._stop_asked = False
 
-    def run(self) -> Summary:
-        """Serve until asked to stop by SIGTERM or SIGINT; drain, say goodbye, sum up."""
-        self._take_signals()
+    def run(self, stop: StopSignal) -> Summary:
+        """Serve until asked to stop; drain, say goodbye, sum up."""
         for connection in self._connections:
             connection.client.start()
         log.info("started", extra={"node": self._config.node.id, "pipelines": list(self._config.pipelines)})
         try:
-            while not self._stop_asked:
+            while not stop.asked:
                 self.loop.step(IDLE_S)
                 self._do_what_is_due()
-            drained = self.loop.drain(self._clock.monotonic_ns() + int(self._config.node.drain_s * NS))
+            deadline_ns = self._clock.monotonic_ns() + int(self._config.node.drain_s * NS)
+            drained = self.loop.drain(deadline_ns)
         finally:
             self._write_latency()
+        self._say_goodbye(deadline_ns + int(GOODBYE_S * NS))
         view = self.loop.account()
-        for connection in self._connections:
-            connection.client.stop(STOP_S)
         if self._worker is not None and drained:
             self._worker.stop()
         log.info("stopped", extra={"drained": drained, "balanced": not view.imbalances})
         return self._summary(view, drained=drained)
 
-    def stop(self) -> None:
-        """Ask `run` to end; callable from a signal handler or another thread."""
-        self._stop_asked = True
+    def _say_goodbye(self, deadline_ns: int) -> None:
+        """Stop every connection; what they still had to send is accounted for. One deadline for all of them."""
+        for connection in self._connections:
+            left_s = (deadline_ns - self._clock.monotonic_ns()) / NS
+            connection.client.stop(min(GOODBYE_S, max(0.0, left_s)))
+        self.loop.confirm()
 
     def describe(self) -> dict[str, Any]:
         """The `info` document: what runs here, and on what."""
@@ -125,7 +129,7 @@ class Daemon:
             "providers": ort.get_available_providers(),
             "pid": os.getpid(),
             "boot_id": self.boot_id,
-            "models": {name: _model_info(self.bundles[name], self.sessions[name]) for name in self.sessions},
+            "models": {name: self._model_info(name) for name in self.sessions},
             "pipelines": {
                 name: {"topic": settings.source.topic, "model": settings.model, "delivery": settings.delivery}
                 for name, settings in self._config.pipelines.items()
@@ -155,20 +159,13 @@ class Daemon:
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
         session = self.sessions[settings.model]
-        manifest = session.manifest
-        spec = manifest.input
         try:
-            window = _resolve_window(settings.window, spec)
-            channels = settings.source.channels or len(settings.source.fields) or len(spec.channels)
-            if channels != len(spec.channels):
-                raise ValueError(f"source has {channels} channels, {session.model_id} takes {len(spec.channels)}")
-            decode = make_decoder(settings.source, channels)
-            decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
+            window, decode, decider = _fitted(settings, session.manifest)
         except ValueError as error:
             raise ConfigError(path, f"pipelines.{name}", str(error)) from error
         pipeline = Pipeline(
             name,
-            spec=spec,
+            spec=session.manifest.input,
             window=window,
             decode=decode,
             predictor=session,
@@ -176,6 +173,7 @@ class Daemon:
             recorder=self._recorders[name],
             ledger=self._ledger,
             run_id=self.boot_id,
+            memory=self._config.mqtt.receive_maximum,
             max_age_ns=int(settings.queue.max_age_s * NS),
             publish=settings.publish,
             clock=self._clock,
@@ -205,6 +203,7 @@ class Daemon:
         return [
             self._presence.message(self._state, since_unix_s=since_unix_s),
             self._publications.info(self.describe()),
+            *self.loop.states(),
         ]
 
     def _do_what_is_due(self) -> None:
@@ -220,6 +219,7 @@ class Daemon:
         self._latency_log.write(self._recorders.values(), now_ns=now_ns, unix_ns=unix_ns)
 
     def _publish_metrics(self, now_ns: int) -> None:
+        self.loop.retry_states()
         view = self.loop.account()
         problems = [str(found) for found in view.imbalances]
         problems += [self._latency_log.problem] if self._latency_log.problem else []
@@ -231,6 +231,8 @@ class Daemon:
             "problems": problems,
             "ledger": view,
             "latency": self._latency(),
+            "mqtt": [connection.client.counters for connection in self._connections],
+            "publish_refusals": self.loop.publish_refusals,
             "rss_mb": round(rss_mb(), 1),
         }
         self.loop.publish(self._publications.metrics(document))
@@ -255,18 +257,31 @@ class Daemon:
             rss_mb=rss_mb(),
         )
 
-    def _take_signals(self) -> None:
-        def on_signal(number: int, _frame: FrameType | None) -> None:
-            if self._stop_asked:
-                os._exit(128 + number)
-            self._stop_asked = True
-
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+    def _model_info(self, name: str) -> dict[str, Any]:
+        session = self.sessions[name]
+        manifest = session.manifest
+        return {
+            "name": manifest.name,
+            "version": manifest.version,
+            "precision": manifest.precision,
+            "sha256": self._digests[name],
+            "provider": session.settings.provider,
+            "infer_ms": round(session.infer_ns / 1e6, 4),
+        }
 
 
 def _nothing() -> list[Outgoing]:
     return []
+
+
+def _fitted(settings: PipelineSettings, manifest: Manifest) -> tuple[WindowSettings, Decoder, Decider]:
+    """Window, decoder and decision of a pipeline, held against its model. Raises ValueError when they do not fit."""
+    spec, source = manifest.input, settings.source
+    channels = source.channels or len(source.fields) or len(spec.channels)
+    if channels != len(spec.channels):
+        raise ValueError(f"source has {channels} channels, {manifest.model_id} takes {len(spec.channels)}")
+    decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
+    return _resolve_window(settings.window, spec), make_decoder(source, channels), decider
 
 
 def _resolve_window(window: WindowSettings, spec: InputSpec) -> WindowSettings:
@@ -274,15 +289,3 @@ def _resolve_window(window: WindowSettings, spec: InputSpec) -> WindowSettings:
     if window.samples not in (0, spec.length):
         raise ValueError(f"window.samples = {window.samples}, the model takes {spec.length}")
     return msgspec.structs.replace(window, samples=spec.length, hop=window.hop or spec.hop)
-
-
-def _model_info(bundle: Bundle, session: Session) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "precision": manifest.precision,
-        "sha256": bundle.digest,
-        "provider": session.settings.provider,
-        "infer_ms": round(session.infer_ns / 1e6, 4),
-    }

@@ -15,6 +15,8 @@ Anything else that escapes is a bug and ends the process.
 
 from __future__ import annotations
 
+DETAIL_CHARACTERS = 300
+
 
 class EdgeRuntimeError(Exception):
     """Base of every error raised on purpose; its text is one line for the operator."""
@@ -34,10 +36,10 @@ class DecodeError(EdgeRuntimeError):
     """A payload does not have the form its stream promises; reason is one word, for counting."""
 
     def __init__(self, topic: str, reason: str, detail: str) -> None:
-        super().__init__(f"{topic}: {reason}: {detail}")
+        super().__init__(f"{topic}: {reason}: {detail[:DETAIL_CHARACTERS]}")
         self.topic = topic
         self.reason = reason
-        self.detail = detail
+        self.detail = detail[:DETAIL_CHARACTERS]
 
 
 class BundleError(EdgeRuntimeError):

@@ -99,7 +99,7 @@ class Samples(msgspec.Struct, frozen=True):
 class Window(msgspec.Struct, frozen=True):
     """The most recent ``length`` samples of one stream.
 
-    values: the model's layout of (length, channels) float32, in physical units. Nobody writes to it again.
+    values: the model's layout of (length, channels) float32, in physical units; kept until its turn is settled.
     first_seq, last_seq: message numbers of the first and the completing message (the producer's, or a count).
     t0_unix_ns, t1_unix_ns: time of the first and the last sample; by_receipt says they are the device's
     receipt times because the sensor gave none.
@@ -197,11 +197,15 @@ class SequenceMark(msgspec.Struct, frozen=True):
 
 
 class Queued(msgspec.Struct, frozen=True):
-    """A message waiting, undecoded, for its pipeline. queued_ns: monotonic."""
+    """A message waiting, undecoded, for its pipeline.
+
+    queued_ns: monotonic. given_up: messages of its stream that had to give way right before it.
+    """
 
     stream: str
     message: Message
     queued_ns: int
+    given_up: int = 0
 
 
 class Turn(msgspec.Struct):
@@ -210,7 +214,7 @@ class Turn(msgspec.Struct):
     Filled by ingest (accepted .. marks), predict (prediction) and emit (results .. alarms), in that order;
     settled once, whatever it holds.
     accepted: (stream, message key, message) of every input the windower took. inputs: (windows, ...) float32 in
-    the model's layout. times_ns: per window, what its completing message cost in (queue, decode, window).
+    the model's layout. times_ns: per window, what its completing message cost in (receive, queue, decode, window).
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last
     message was received and when it was decided. unchanged: results not published because nothing changed, per
     stream. marks, alarms: the new value of each small state that this turn changed, per stream, as of this turn.
@@ -222,7 +226,7 @@ class Turn(msgspec.Struct):
     accepted: list[tuple[str, str, Message]] = []
     inputs: Floats | None = None
     windows: list[Window] = []
-    times_ns: list[tuple[int, int, int]] = []
+    times_ns: list[tuple[int, int, int, int]] = []
     duplicates: dict[str, int] = {}
     dropped: dict[tuple[str, str], int] = {}
     dead_letters: list[DeadLetter] = []

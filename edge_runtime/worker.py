@@ -6,6 +6,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 Job = Callable[[], None]
@@ -23,21 +24,21 @@ class Worker:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="predict", daemon=True)
-        self._thread.start()
 
     def fileno(self) -> int:
         return self._wake_read.fileno()
 
     def submit(self, name: str, job: Job) -> None:
         """Put a job in line under a name that `finished` gives back."""
+        if not self._thread.is_alive():
+            self._thread.start()
         self._jobs.put((name, job))
 
     def finished(self) -> list[str]:
         """Names of the jobs that ended since the last call, in order."""
-        if not self._done:
-            return []
         names = []
-        self._wake_read.recv(4096)
+        with suppress(BlockingIOError):
+            self._wake_read.recv(4096)
         while self._done:
             name, error = self._done.popleft()
             if error is not None:
@@ -47,8 +48,9 @@ class Worker:
 
     def stop(self) -> None:
         """End the thread after the jobs already in line."""
-        self._jobs.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
         self._wake_read.close()
         self._wake_write.close()
 

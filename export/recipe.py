@@ -258,8 +258,8 @@ def _check(recipe: Recipe) -> None:
     spec, path = recipe.input, recipe.path
     is_error = recipe.output in ERROR_KINDS
     problems = [
-        (not re.match(NAME_PATTERN, recipe.name), f"NAME is {recipe.name!r}, wanted {NAME_PATTERN}"),
-        (not re.match(VERSION_PATTERN, recipe.version), f"VERSION is {recipe.version!r}, wanted MAJOR.MINOR.PATCH"),
+        (not re.fullmatch(NAME_PATTERN, recipe.name), f"NAME is {recipe.name!r}, wanted {NAME_PATTERN}"),
+        (not re.fullmatch(VERSION_PATTERN, recipe.version), f"VERSION is {recipe.version!r}, wanted MAJOR.MINOR.PATCH"),
         (not is_error and len(recipe.labels) < 2, f"LABELS has {len(recipe.labels)} labels, {recipe.output} needs 2"),
         (len(set(recipe.labels)) != len(recipe.labels), f"LABELS repeats itself: {recipe.labels}"),
         (len(spec.units) != len(spec.channels), f"INPUT has {len(spec.units)} units for {len(spec.channels)} channels"),

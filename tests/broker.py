@@ -38,7 +38,6 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 HOST = "127.0.0.1"
 START_S = 10.0
 STOP_S = 10.0
-PORT_ATTEMPTS = 3
 WAIT_S = 10.0
 
 FLOOD = """
@@ -66,10 +65,18 @@ def find_mosquitto() -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
+def hold_port(port: int = 0) -> socket.socket:
+    """A free port, kept from everyone but a server that listens on it; until one does, connections are refused."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((HOST, port))
+    return holder
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago; hold_port is the surer way."""
+    with hold_port() as holder:
+        return int(holder.getsockname()[1])
 
 
 def until(condition: Callable[[], bool], *, what: str, timeout_s: float = WAIT_S) -> None:
@@ -101,10 +108,11 @@ class Broker:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._holder = hold_port(self.port)
+        self.port = int(self._holder.getsockname()[1])
         self._process: subprocess.Popen[bytes] | None = None
         self._probes: list[Probe] = []
         self._floods: list[subprocess.Popen[bytes]] = []
-        self._keeps_port = self.port != 0
         self._prepared: list[str] = []
 
     @property
@@ -120,19 +128,13 @@ class Broker:
         """Start it, and see that it is this process that listens: a foreign broker on the port must fail the test."""
         path = find_mosquitto()
         assert path is not None
-        for attempt in range(PORT_ATTEMPTS):
-            if not self._keeps_port:
-                self.port = free_port()
-            config = self.folder / "mosquitto.conf"
-            config.write_text("\n".join(self._config()) + "\n")
-            with (self.folder / "mosquitto.log").open("ab") as log:
-                self._process = subprocess.Popen([path, "-c", str(config)], stdout=log, stderr=log)
-            if self._listens():
-                self._keeps_port = True
-                return
+        config = self.folder / "mosquitto.conf"
+        config.write_text("\n".join(self._config()) + "\n")
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            self._process = subprocess.Popen([path, "-c", str(config)], stdout=log, stderr=log)
+        if not self._listens():
             self._end(signal.SIGKILL)
-            if self._keeps_port or attempt == PORT_ATTEMPTS - 1:
-                pytest.fail(f"mosquitto did not start:\n{self.log}")
+            pytest.fail(f"mosquitto did not start:\n{self.log}")
 
     def _listens(self) -> bool:
         assert self._process is not None
@@ -171,6 +173,7 @@ class Broker:
         for probe in self._probes:
             probe.close()
         self._end(signal.SIGTERM)
+        self._holder.close()
 
     def probe(self, *filters: str, **options: Any) -> Probe:
         """A connected client, subscribed at QoS 1, that ends with the broker."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from edge_runtime.model.bundle import (
@@ -31,7 +30,41 @@ def means_model(*, length: int, channels: int, batch: int | str = "batch", width
     node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
     graph = helper.make_graph([node], "means", [x], [y], initializer=[axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return bytes(onnx.load_model_from_string(model.SerializeToString()).SerializeToString())
+    return bytes(model.SerializeToString())
+
+
+def slow_model(*, length: int, channels: int) -> bytes:
+    """The means, after a loop of as many rounds as the largest sample says, that does nothing but take time."""
+    body_inputs = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("keep_in", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("total_in", TensorProto.FLOAT, []),
+    ]
+    body_outputs = [
+        helper.make_tensor_value_info("keep_out", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("total_out", TensorProto.FLOAT, []),
+    ]
+    keep = helper.make_node("Identity", ["keep_in"], ["keep_out"])
+    nodes = [keep, helper.make_node("Neg", ["total_in"], ["total_out"])]
+    body = helper.make_graph(nodes, "round", body_inputs, body_outputs)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", length, channels])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", channels])
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
+    ]
+    graph_nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "yes", "sum"], ["total"], body=body),
+        helper.make_node("Sub", ["total", "total"], ["zero"]),
+        helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
+        helper.make_node("Add", ["means", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(graph_nodes, "slow_means", [x], [y], initializer=constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 def means_manifest(

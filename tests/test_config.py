@@ -55,6 +55,8 @@ def test_the_documented_configuration_is_read_and_paths_start_at_its_folder(tmp_
         ('model = "bearing"', 'model = "baering"', "pipelines.vibration.model", ["baering", "bearing"]),
         ("plant/+machine/vib", "plant/+/vib", "pipelines.vibration.source.topic", ["name it"]),
         ("plant/+machine/vib", "$share/g/plant/vib", "pipelines.vibration.source.topic", ["shared subscription"]),
+        ("vibration]", '"-"]', "pipelines.-", ["no pipeline"]),
+        ("mqtts://broker.local:8883", "mqtt://a..b", "mqtt", ["host"]),
         ("plant/+machine/vib", "#everything", "pipelines.vibration.source.topic", ["own results"]),
         ("max = 256", "max = 1024", "pipelines.vibration.queue.max", ["1024", "receive_maximum"]),
         ("drop_oldest", "drop_odlest", "pipelines.vibration.queue.when_full", ["drop_odlest", "drop_oldest"]),

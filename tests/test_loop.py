@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 
+import msgspec
 import pytest
 from bundles import means_manifest
 
@@ -11,7 +12,7 @@ from edge_runtime.delivery.overload import InputQueue, QueueSettings
 from edge_runtime.loop import Connection, Lane, Loop
 from edge_runtime.monitor.latency import StageRecorder
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
-from edge_runtime.mqtt.topics import Routes, Tree, parse_source
+from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Tree, parse_source
 from edge_runtime.records import Message
 from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
@@ -38,7 +39,12 @@ class HeldModel(ModelOfMeans):
 
 class Bench:
     def __init__(
-        self, *names: str, model: ModelOfMeans | None = None, worker: bool = False, queue: QueueSettings | None = None
+        self,
+        *names: str,
+        model: ModelOfMeans | None = None,
+        worker: bool = False,
+        queue: QueueSettings | None = None,
+        **options: int,
     ) -> None:
         self.clock, self.client, self.ledger = ManualClock(), MemoryClient(), Ledger()
         self.model = model or ModelOfMeans()
@@ -53,6 +59,7 @@ class Bench:
                 Tree("edge/v1", "n"), result_qos=dict.fromkeys(names, 1), dead_letters=DeadLetterSettings(burst=2)
             ),
             worker=self.worker,
+            max_waiting=options.get("max_waiting", 1000),
             now_ns=lambda: self.clock.monotonic_ns,
         )
         self.mids = 0
@@ -268,6 +275,54 @@ def test_a_refused_result_is_accounted_for_with_the_brokers_reason() -> None:
 
     assert bench.account().results_dropped == {"Not authorized": 1}
     assert bench.loop.publish_refusals == 2
+    bench.client.refuse_with = ""
+    bench.loop.retry_states()
+    bench.steps()
+    states = [out for out in bench.client.published if "/state/a" in out.topic]
+    assert (len(states), states[0]) == (2, states[1])
+    assert bench.loop.states() == states[:1]
+
+
+def test_turns_wait_while_too_many_results_are_unconfirmed_so_that_the_queue_rule_decides() -> None:
+    bench = Bench(queue=QueueSettings(max=3), max_waiting=2)
+    bench.client.withhold_confirmations = True
+    for _ in range(10):
+        bench.arrive(STILL)
+        bench.steps(1)
+    assert (bench.account().waiting, bench.account().queued, bench.account().dropped) == (2, 3, {"queue_full": 5})
+
+    bench.client.withhold_confirmations = False
+    bench.steps(5)
+    assert bench.account().confirmed == 5
+
+
+def test_a_topic_that_is_not_utf8_is_dead_lettered_as_that() -> None:
+    bench = Bench()
+    bench.arrive(STILL, INVALID_TOPIC + "in/\\xff/v")
+    bench.steps()
+
+    (letter,) = bench.documents("/p/-/dead")
+    assert (letter["reason"], letter["topic"]) == ("topic_not_utf8", "in/\\xff/v")
+    assert bench.client.acknowledged == [(1, 1)]
+
+
+def test_messages_without_qos_that_come_while_draining_are_counted() -> None:
+    bench = Bench()
+    bench.arrive(STILL, qos=0)
+    bench.loop.step(0.0, accepting=False)
+
+    assert bench.account().dropped == {"shutdown": 1}
+    assert bench.loop.account().imbalances == ()
+
+
+def test_a_packet_id_that_comes_twice_on_one_connection_is_acknowledged_once() -> None:
+    bench = Bench()
+    message = Message("in/a", json.dumps(STILL).encode(), 0, qos=1, mid=7, epoch=1)
+    bench.client.arrive(message, msgspec.structs.replace(message, dup=True))
+    bench.steps()
+
+    assert bench.client.acknowledged == [(1, 7)]
+    assert bench.account().duplicates == 1
 
 
 def test_an_alarm_is_published_retained_when_it_turns() -> None:

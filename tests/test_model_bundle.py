@@ -135,8 +135,16 @@ def test_a_manifest_that_contradicts_itself_is_refused(path: Path, changes: dict
         ({"more_txt": b"x"}, "holds"),
         ({"golden_npz": b"no zip"}, "golden.npz is malformed"),
         ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32))}, "golden.npz is malformed"),
-        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2)), outputs=np.zeros((2, 2)))}, "inputs are float64"),
-        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.zeros((3, 2)))}, "3 outputs for 2"),
+        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2)), outputs=np.zeros((2, 2)))}, "an array of float64"),
+        (
+            {"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.zeros((3, 2), np.float32))},
+            r"outputs are \(3, 2\) for 2 inputs",
+        ),
+        (
+            {"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.array(["a", "b"]))},
+            "an array of <U1",
+        ),
+        ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.float32(1))}, r"outputs are \(\)"),
         ({"reference_json": b"{"}, "reference.json or card.md is malformed"),
         ({"card_md": b"\xff"}, "reference.json or card.md is malformed"),
     ],

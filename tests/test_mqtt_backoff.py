@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.mqtt.backoff import Backoff, delay_s
 
 
+@settings(deadline=None)
 @given(attempt=st.integers(1, 10_000), random=st.floats(0, 1, exclude_max=True))
 def test_the_delay_stays_between_its_bounds(attempt: int, random: float) -> None:
     found = delay_s(attempt, minimum_s=0.2, maximum_s=30.0, random=random)

@@ -23,8 +23,6 @@ def test_an_absent_broker_is_one_line_and_its_coming_another(
     make_client: MakeClient, new_broker: Callable[..., Broker], events: Events
 ) -> None:
     broker = new_broker()
-    broker.start()
-    broker.kill()
     client = make_client(broker.url)
     drive(client, lambda: client.counters.failures >= 5)
     broker.start()
@@ -183,6 +181,20 @@ def test_a_silent_line_is_noticed_within_two_keepalives(make_client: MakeClient,
 
     assert client.reason == "no sign of life within 1 s"
     assert time.monotonic() - connected < 4.0
+
+
+def test_a_client_that_only_listens_still_pings(make_client: MakeClient, scripted: Scripted) -> None:
+    """A broker breaks a connection on which it hears nothing for one and a half keepalives, however much it sends."""
+    client = make_client(scripted.url, settings={"keepalive_s": 1})
+    scripted.welcome(client)
+    packets: list[tuple[int, bytes]] = []
+    deadline = time.monotonic() + WAIT_S
+    while not packets:
+        scripted.publish(b"a", b"x")
+        packets = scripted.received(client, quiet_s=0.02)
+        assert time.monotonic() < deadline, "no PINGREQ"
+
+    assert packets == [(0xC0, b"")]
 
 
 def test_small_packets_are_sent_at_once(make_client: MakeClient, scripted: Scripted) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.mqtt.sending import SendQueue
@@ -56,6 +56,24 @@ def test_a_refusal_is_not_forgotten_when_a_message_with_the_same_id_is_written_r
     assert sorted(send_queue.confirmed()) == [(1, "Quota exceeded"), (2, "")]
 
 
+def test_the_oldest_message_in_flight_counts_from_when_it_was_sent_on_this_connection() -> None:
+    now = [5]
+    send_queue = SendQueue(max_waiting=9, max_unwritten=9, now_ns=lambda: now[0])
+    assert send_queue.oldest_ns() is None
+    for mid in (1, 2):
+        send_queue.add(Outgoing("a", b"", qos=1), connected=True)
+        entry = send_queue.take(9)
+        assert entry is not None
+        now[0] = 10 * mid
+        send_queue.handed_over(entry, mid, Sent())
+    assert send_queue.oldest_ns() == 10
+
+    now[0] = 100
+    send_queue.resumed()
+    assert send_queue.oldest_ns() == 100
+
+
+@settings(deadline=None)
 @given(
     steps=st.lists(
         st.sampled_from(["add0", "add1", "own", "take", "write", "ack", "fail", "lose", "again", "collect"]),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -94,6 +95,25 @@ def test_a_message_that_is_never_answered_is_sent_again_on_a_new_connection(
     assert publish_ids(scripted.received(client, quiet_s=0.05)) == [(mid, True)]
     scripted.send_packet(0x40, struct.pack("!H", mid))
     assert confirmed(client, 1) == [(token, "")]
+
+
+def test_a_message_sent_again_gets_its_full_time_to_be_answered(make_client: MakeClient, scripted: Scripted) -> None:
+    ahead_s = [0.0]
+    client = make_client(
+        scripted.url, settings={"ack_timeout_s": 30}, now_ns=lambda: time.monotonic_ns() + round(ahead_s[0] * 1e9)
+    )
+    scripted.welcome(client)
+    client.publish(Outgoing("out/a", b"x", qos=1))
+    scripted.received(client, quiet_s=0.05)
+    ahead_s[0] += 20
+    scripted.welcome(client, session_present=True)
+    ahead_s[0] += 20
+    scripted.received(client, quiet_s=0.05)
+    assert client.connected
+    assert client.counters.disconnects == 1
+
+    ahead_s[0] += 20
+    drive(client, lambda: client.counters.disconnects == 2)
 
 
 def test_a_subscription_that_is_never_answered_is_made_again_on_a_new_connection(

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_runtime.stream.decide import Decider, DecideSettings
 
@@ -42,6 +46,20 @@ def test_k_of_n_windows_switch_the_alarm_both_ways() -> None:
     settings = DecideSettings(alarm_on="worn", score=0.5, k=2, n=3)
 
     assert alarms(settings, [1, 0, 1, 1, 0, 1, 0, 0]) == [False, False, True, True, True, True, False, False]
+
+
+@given(
+    k=st.integers(1, 5),
+    more=st.integers(0, 5),
+    before=st.lists(st.floats(0, 1), max_size=12),
+    constant=st.sampled_from([0.1, 0.9]),
+)
+def test_steady_evidence_turns_an_alarm_at_most_once(k: int, more: int, before: list[float], constant: float) -> None:
+    settings = DecideSettings(alarm_on="worn", score=0.6, release=0.4, k=k, n=k + more)
+    states = alarms(settings, [*before, *[constant] * 30])[len(before) :]
+
+    assert sum(a != b for a, b in itertools.pairwise(states)) <= 1
+    assert states[-1] is (constant > 0.5)
 
 
 def test_a_change_is_told_at_first_and_whenever_the_alarm_turns() -> None:

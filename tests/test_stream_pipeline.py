@@ -21,11 +21,13 @@ MANIFEST = means_manifest(length=4, hop=4)
 class Bench:
     """A pipeline of means over rows of two channels, and what it is given."""
 
-    def __init__(self, *, layout: str = "NTC", decide: DecideSettings | None = None, **options: object) -> None:
+    def __init__(
+        self, *, layout: str = "NTC", decide: DecideSettings | None = None, numbered: bool = True, **options: object
+    ) -> None:
         self.clock, self.recorder, self.ledger, self.model = ManualClock(), MemoryRecorder(), Ledger(), ModelOfMeans()
-        spec = msgspec.structs.replace(MANIFEST.input, layout=layout)
-        source = SourceSettings(topic="t", seq_property="n", max_payload_bytes=10_000)
+        source = SourceSettings(topic="t", seq_property="n" if numbered else "", max_payload_bytes=10_000)
         window = options.pop("window", WindowSettings(samples=4, hop=4))
+        spec = msgspec.structs.replace(MANIFEST.input, layout=layout, length=window.samples)
         self.pipeline = Pipeline(
             "p",
             spec=spec,
@@ -162,7 +164,44 @@ def test_duplicates_late_and_retained_messages_are_counted_not_used() -> None:
     assert turn.dropped == {("a", "late"): 1, ("a", "stale_retained"): 1}
     assert [result.seq for result in turn.results] == [(1, 1), (3, 3)]
     (account,) = bench.ledger.snapshot({}, {}, {})
-    assert account.lost_before_us == 1
+    assert account.lost_before_us == 0
+
+
+def test_a_number_that_never_comes_is_lost_before_us() -> None:
+    bench = Bench()
+    bench.run(bench.message(STILL, number=1), bench.message(STILL, number=5))
+
+    assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 3
+
+
+def test_a_numbered_message_given_up_here_leaves_a_hole_but_was_not_lost_before_us() -> None:
+    bench = Bench(window=WindowSettings(samples=8, hop=8))
+    turn = bench.run(
+        bench.message(STILL, number=1),
+        bench.message(b"{", number=2),
+        bench.message(STILL, number=3),
+        bench.message(STILL, number=4),
+    )
+
+    assert [result.seq for result in turn.results] == [(3, 4)]
+    assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 0
+
+
+def test_an_unnumbered_message_given_up_here_leaves_a_hole() -> None:
+    bench = Bench(window=WindowSettings(samples=8, hop=8), numbered=False)
+    turn = bench.run(bench.message(STILL), bench.message(b"{"), bench.message(STILL), bench.message(MOVING))
+
+    assert [(result.missing, result.label, result.scores["moving"]) for result in turn.results] == [(0, "still", 0.5)]
+    held = Bench(window=WindowSettings(samples=8, hop=8, max_gap_samples=4), numbered=False)
+    turn = held.run(held.message(STILL), msgspec.structs.replace(held.message(MOVING), given_up=1))
+    assert [(result.missing, result.scores["moving"]) for result in turn.results] == [(4, 0.0)]
+
+
+def test_a_full_turn_takes_no_more_messages() -> None:
+    bench = Bench(max_windows=2)
+    messages = [bench.message(STILL + STILL), bench.message(STILL), bench.message(STILL)]
+
+    assert len(bench.pipeline.ingest(messages).messages) == 1
 
 
 def test_a_message_that_waited_too_long_is_dropped_undecoded() -> None:

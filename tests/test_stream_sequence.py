@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.records import Message
-from edge_runtime.stream.sequence import REDELIVERIES_REMEMBERED, SEEN_BITS, SequenceTracker
+from edge_runtime.stream.sequence import SequenceTracker
+
+MEMORY = 64
 
 
 def message(content: int, *, dup: bool = False, qos: int = 1) -> Message:
@@ -12,7 +14,7 @@ def message(content: int, *, dup: bool = False, qos: int = 1) -> Message:
 
 
 def tracker() -> SequenceTracker:
-    return SequenceTracker("s", "run")
+    return SequenceTracker("s", "run", memory=MEMORY)
 
 
 def verdicts(numbers: list[int], subject: SequenceTracker | None = None) -> list[str]:
@@ -57,17 +59,25 @@ def test_a_number_seen_before_with_other_content_begins_a_new_epoch() -> None:
 
 def test_numbers_older_than_the_bitmap_begin_a_new_epoch() -> None:
     subject = tracker()
-    verdicts(list(range(SEEN_BITS + 10)), subject)
+    verdicts(list(range(MEMORY + 10)), subject)
 
     assert subject.see(message(5), 5).restarted
 
 
-def test_memory_of_contents_is_bounded_whatever_the_steps() -> None:
+def test_a_redelivered_backlog_is_all_duplicates_and_no_restart() -> None:
     subject = tracker()
-    for n in range(0, 100_000, 3):
-        subject.see(message(n), n)
+    verdicts(list(range(50)), subject)
 
-    assert len(subject._contents) <= 2 * SEEN_BITS
+    again = [subject.see(message(n, dup=True), n) for n in range(50)]
+    assert {sighting.verdict for sighting in again} == {"duplicate"}
+    assert subject.see(message(50), 50).lost == 0
+
+
+def test_a_redelivery_older_than_all_memory_is_a_duplicate_never_a_restart() -> None:
+    subject = tracker()
+    verdicts(list(range(MEMORY * 3)), subject)
+
+    assert subject.see(message(1, dup=True), 1).verdict == "duplicate"
 
 
 def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_and_cancels_once() -> None:
@@ -78,18 +88,18 @@ def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_and_cancels_on
 
 
 def test_without_numbers_messages_are_counted_and_keys_differ_between_runs() -> None:
-    first, second = SequenceTracker("s", "a"), SequenceTracker("s", "b")
+    first, second = SequenceTracker("s", "a", memory=9), SequenceTracker("s", "b", memory=9)
 
     assert [first.see(message(9), None).number for _ in range(3)] == [0, 1, 2]
-    assert second.see(message(9), None).key != SequenceTracker("s", "a").see(message(9), None).key
+    assert second.see(message(9), None).key != SequenceTracker("s", "a", memory=9).see(message(9), None).key
 
 
 def test_memory_of_redeliveries_is_bounded() -> None:
     subject = tracker()
-    for n in range(3 * REDELIVERIES_REMEMBERED):
+    for n in range(3 * MEMORY):
         subject.see(message(n), None)
 
-    assert len(subject._recent) == REDELIVERIES_REMEMBERED
+    assert len(subject._recent) == MEMORY
     assert subject.see(message(0, dup=True), None).verdict == "new"
 
 

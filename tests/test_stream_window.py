@@ -134,7 +134,8 @@ def test_mark_joins_what_is_left_and_flags_the_windows_across() -> None:
 
 def test_held_samples_leave_the_count_once_the_window_has_moved_on() -> None:
     feed = Feed(samples=4, hop=2, max_gap_samples=2)
-    feed.push([0, 1, 2])
+    feed.push([0])
+    feed.push([1, 2])
     windows = feed.push([5, 6], lost=1)
     windows += feed.push([7, 8, 9])
 

@@ -16,12 +16,20 @@ class Acknowledgements:
         self._open: dict[int, int] = {}
 
     def arrived(self, message: Message, parts: int) -> None:
-        """A message came in that this many pipelines have to settle; a new epoch forgets the last one's ids."""
+        """A message came in that this many pipelines have to settle; a new epoch forgets the last one's ids.
+
+        A broker may send an unacknowledged message twice on one connection (MQTT 3.1.1 does not forbid it); its id is
+        then acknowledged once, when both are settled.
+        """
         if message.epoch != self.epoch:
             self.epoch = message.epoch
             self._order.clear()
             self._open.clear()
-        if message.qos:
+        if not message.qos:
+            return
+        if message.mid in self._open:
+            self._open[message.mid] += parts
+        else:
             self._order.append(message.mid)
             self._open[message.mid] = parts
 

@@ -38,6 +38,7 @@ class Board:
         self.alarms: list[tuple[str, float, str]] = []
         self.problems: list[str] = []
         self.online = False
+        self.received = 0
         self._tree, self._now_s, self._started_s = tree, now_s, now_s()
         self._stages: dict[str, dict[str, Any]] = {}
         self._arrivals: list[float] = []
@@ -52,6 +53,7 @@ class Board:
                 metrics = json.loads(payload)
                 self._stages = next(iter(metrics["latency"].values()), {})
                 self.problems = metrics["problems"]
+                self.received = metrics["ledger"]["overall"]["received"]
             elif "/out/" in topic:
                 self._take_result(msgspec.json.decode(payload, type=Result))
 

@@ -56,7 +56,9 @@ def started(folder: Path) -> Iterator[Broker]:
         )
     log = folder / "broker.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     try:
         _wait_until_listening(process, port, log)
         yield broker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import ssl
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
-from types import FrameType
 
 import click
 import msgspec
@@ -33,6 +31,7 @@ from edge_runtime.demo.pump import PUMPS, RATE_HZ, SCALE_G, Fault, Pump, to_int1
 from edge_runtime.errors import EdgeRuntimeError, TransportError
 from edge_runtime.mqtt.settings import parse_url
 from edge_runtime.mqtt.topics import Tree
+from edge_runtime.stop import StopSignal
 
 CHUNK_S = 0.1
 FAILS_AFTER_S = 8.0
@@ -70,9 +69,8 @@ def run(*, seconds: float | None, broker: str | None, state_dir: Path | None) ->
 
     Returns the exit code: 0 when everything came out as it should. Raises EdgeRuntimeError when it cannot begin.
     """
-    folder = state_dir or Path(tempfile.mkdtemp(prefix="edge-runtime-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    stop = _StopFlag()
+    stop = StopSignal()
+    folder = _folder(state_dir)
     with ExitStack() as stack:
         given = Broker(broker, "5", "given") if broker else stack.enter_context(started(folder))
         tree = Tree("edge/v1", f"demo-{secrets.token_hex(3)}")
@@ -83,8 +81,19 @@ def run(*, seconds: float | None, broker: str | None, state_dir: Path | None) ->
         plant = Plant(client, tree.node, numbered=given.protocol == "5")
         fails_at_s = FAILS_AFTER_S if seconds is None else min(FAILS_AFTER_S, seconds / 3)
         _watch(board, plant, daemon, stop, seconds=seconds, fails_at_s=fails_at_s)
-        summary = _end(client, daemon, folder)
+        _wait_until_received(board, plant, daemon)
+        summary = _end(daemon, folder)
     return _sum_up(board, plant, summary, given, folder)
+
+
+def _folder(state_dir: Path | None) -> Path:
+    try:
+        folder = state_dir or Path(tempfile.mkdtemp(prefix="edge-runtime-demo-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "demo.toml").touch()
+    except OSError as error:
+        raise EdgeRuntimeError(f"{state_dir}: cannot be written to: {error.strerror or error}") from error
+    return folder
 
 
 class Plant:
@@ -116,24 +125,13 @@ class Plant:
         self.happening = f"{FAILING}: a bearing begins to fail ({FAULT}, simulated)"
 
 
-class _StopFlag:
-    """Set by the first SIGINT or SIGTERM; the second ends the process."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise SystemExit(1)
-        self.asked = True
-
-
 @contextmanager
 def _connected(broker: Broker, tree: Tree, board: Board) -> Iterator[Client]:
     """The demo's own client: it plays the sensors and reads what the daemon publishes."""
-    endpoint = parse_url(broker.url)
+    try:
+        endpoint = parse_url(broker.url)
+    except ValueError as error:
+        raise TransportError(str(error)) from error
     protocol = MQTTv5 if broker.protocol == "5" else MQTTv311
     client = Client(CallbackAPIVersion.VERSION2, client_id=f"{tree.node}-sensors", protocol=protocol)
     if endpoint.tls:
@@ -196,7 +194,7 @@ def _toml_text(path: Path) -> str:
     return msgspec.json.encode(str(path)).decode()
 
 
-def _wait_until_online(board: Board, daemon: subprocess.Popen[bytes], folder: Path, stop: _StopFlag) -> None:
+def _wait_until_online(board: Board, daemon: subprocess.Popen[bytes], folder: Path, stop: StopSignal) -> None:
     deadline_s = time.monotonic() + DAEMON_START_S
     while not board.online and not stop.asked:
         if daemon.poll() is not None or time.monotonic() > deadline_s:
@@ -209,7 +207,7 @@ def _watch(
     board: Board,
     plant: Plant,
     daemon: subprocess.Popen[bytes],
-    stop: _StopFlag,
+    stop: StopSignal,
     *,
     seconds: float | None,
     fails_at_s: float,
@@ -236,12 +234,14 @@ def _watch(
             time.sleep(max(0.0, CHUNK_S - (time.monotonic() - begun_s - at_s)))
 
 
-def _end(client: Client, daemon: subprocess.Popen[bytes], folder: Path) -> Summary:
-    """Let the last messages through, stop the daemon, read its summary."""
+def _wait_until_received(board: Board, plant: Plant, daemon: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + CONNECT_S
-    while client.want_write() and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    time.sleep(2 * CHUNK_S)
+    while board.received < plant.published and daemon.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+
+
+def _end(daemon: subprocess.Popen[bytes], folder: Path) -> Summary:
+    """Stop the daemon, read its summary."""
     daemon.terminate()
     try:
         code = daemon.wait(DAEMON_STOP_S)

@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.model.bundle import Bundle, read
 from edge_runtime.model.session import Session, SessionSettings
 
-WARM_UP_RUNS = 20
+WARM_UP_SHARE = 0.2
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS_PER_ROW = 0.5
 
@@ -80,13 +80,14 @@ def bench(
 
 def _row(bundle: Bundle, session: Session, batch: int, seconds: float) -> BenchRow:
     inputs = np.resize(bundle.golden.inputs, (batch, *bundle.golden.inputs.shape[1:]))
-    for _ in range(WARM_UP_RUNS):
+    begun_ns, warm_up_ns = time.perf_counter_ns(), int(WARM_UP_SHARE * seconds * 1e9)
+    while time.perf_counter_ns() - begun_ns < warm_up_ns:
         session.predict(inputs)
-    times_ns = []
+    times_ns: list[int] = []
     gc.disable()
     try:
         stop_ns = time.perf_counter_ns() + int(seconds * 1e9)
-        while (start_ns := time.perf_counter_ns()) < stop_ns:
+        while (start_ns := time.perf_counter_ns()) < stop_ns or not times_ns:
             session.predict(inputs)
             times_ns.append(time.perf_counter_ns() - start_ns)
     finally:

@@ -326,6 +326,8 @@ class CallbackClient:
                 if size > self._packet_limit:
                     self._queue.settle(entry, f"packet too large: {size} bytes, {self._packet_limit} allowed")
                     continue
+                # With this set, paho makes a reason and properties for every message it writes, QoS 0 too.
+                self._paho.on_publish = self._on_publish if entry.message.qos or self._queue.in_flight else None
                 sent = wire.publish(self._paho, entry.message, self._queue.expiry_s(entry), self._settings)
             except ValueError as error:
                 self._queue.settle(entry, f"not a topic to publish to: {error}")
@@ -343,7 +345,6 @@ class CallbackClient:
         self._paho.on_connect = self._on_connect
         self._paho.on_disconnect = self._on_disconnect
         self._paho.on_subscribe = self._on_subscribe
-        self._paho.on_publish = self._on_publish
         self._paho.on_message = self._on_message
 
     def _on_connect(

@@ -110,7 +110,7 @@ class Link:
 
     def write(self) -> None:
         """Write as much of what is buffered as the socket takes."""
-        if self.open:
+        if self.wants_write():
             self.paho.loop_write()
 
     def cut(self) -> None:

@@ -84,9 +84,17 @@ def parse_url(url: str) -> Endpoint:
         raise ValueError(f"url: {url!r} is no address: {error}") from None
     if port == 0:
         raise ValueError(f"url: the port of {url!r} must be a number from 1 to 65535")
+    _check_host(url, parts.hostname or "")
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"url: {url!r} must be a host and perhaps a port, as in mqtts://broker.local:8883")
     return Endpoint(host=parts.hostname, port=port or DEFAULT_PORTS[parts.scheme], tls=parts.scheme == "mqtts")
+
+
+def _check_host(url: str, host: str) -> None:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"url: the host of {url!r} is not a host name") from None
 
 
 def read_password(path: str) -> str:

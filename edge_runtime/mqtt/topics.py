@@ -138,6 +138,8 @@ def overlaps(filter_a: str, filter_b: str) -> bool:
         if x != y and "+" not in (x, y):
             return False
     shorter, longer = sorted((a, b), key=len)
+    if shorter == ["+"] and longer == ["", "#"]:
+        return False  # only the empty topic, which MQTT does not have
     return len(shorter) == len(longer) or longer[len(shorter) :] == ["#"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+from functools import lru_cache
 from typing import TypeGuard
 
 from paho.mqtt import client as paho
@@ -51,7 +52,7 @@ def new_client(settings: MqttSettings, client_id: str, errors: LastError) -> pah
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
-        clean_session=None if five else False,
+        clean_session=None if five else settings.session_expiry_s == 0,
         protocol=paho.MQTTv5 if five else paho.MQTTv311,
         reconnect_on_failure=False,
         manual_ack=True,
@@ -116,12 +117,32 @@ def publish(
     check_topic(message.topic)
     properties = None
     if settings.protocol == "5" and (message.content_type or expiry_s is not None):
-        properties = _properties(PacketTypes.PUBLISH)
-        if message.content_type:
-            properties.ContentType = message.content_type
-        if expiry_s is not None:
-            properties.MessageExpiryInterval = expiry_s
+        properties = _publish_properties(message.content_type, expiry_s)
     return client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+
+
+class _Packed(PahoProperties):
+    """Properties packed once: all that paho does with them is to pack them, which takes it longer than to send them."""
+
+    _packed: bytes
+
+    def __init__(self, properties: PahoProperties) -> None:
+        super().__init__(properties.packetType)  # type: ignore[no-untyped-call]
+        packed = properties.pack()  # type: ignore[no-untyped-call]
+        object.__setattr__(self, "_packed", packed)  # paho's own __setattr__ takes MQTT's names only
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+@lru_cache(maxsize=256)
+def _publish_properties(content_type: str, expiry_s: int | None) -> PahoProperties:
+    properties = _properties(PacketTypes.PUBLISH)
+    if content_type:
+        properties.ContentType = content_type
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    return _Packed(properties)
 
 
 def packet_bytes(message: Outgoing) -> int:

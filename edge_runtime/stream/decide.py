@@ -18,7 +18,8 @@ class DecideSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     alarm_on: a label, or "not LABEL"; empty means no alarm. A window speaks for it when its score for that reaches
     `score`, and against it below `release` (by default the same: no hysteresis). The alarm goes on when k of the
-    last n windows speak for it, and off when k of the last n speak against it.
+    last n windows speak for it, and off when k of the last n speak against it; windows before a turn do not count
+    towards the next one.
     A model of reconstruction errors alarms by itself, at the bundle's threshold unless `score` is given.
     """
 
@@ -84,8 +85,9 @@ class Decider:
         on_bits = (before.on_bits << 1 | (evidence >= self._on_at)) & self._window_mask
         off_bits = (before.off_bits << 1 | (evidence < self._off_below)) & self._window_mask
         on = off_bits.bit_count() < self._k if before.on else on_bits.bit_count() >= self._k
-        unchanged = on == before.on and before.since_unix_ns
-        return AlarmState(on, on_bits, off_bits, before.since_unix_ns if unchanged else t_unix_ns)
+        if on != before.on:
+            return AlarmState(on, on_bits & 1, off_bits & 1, t_unix_ns)
+        return AlarmState(on, on_bits, off_bits, before.since_unix_ns or t_unix_ns)
 
 
 def _alarm_rule(settings: DecideSettings, labels: tuple[str, ...], threshold: float | None) -> tuple[float, int, bool]:

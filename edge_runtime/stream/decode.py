@@ -5,6 +5,7 @@ Reasons of a DecodeError, one word each, for counting: empty, too_large, malform
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ DType = Literal[
 ]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 NS_PER_UNIT: dict[TimeUnit, int] = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
-MAX_SEQUENCE = 2**63 - 1
+LARGEST_NUMBER = 2**63 - 1
 
 
 class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +57,7 @@ def make_decoder(source: SourceSettings, channels: int) -> Decoder:
 
     The decoder raises DecodeError and nothing else. Raises ValueError when the settings contradict each other.
     """
+    _check(source)
     decode = DECODERS[source.format](source, channels)
     limit = source.max_payload_bytes
 
@@ -70,10 +72,29 @@ def make_decoder(source: SourceSettings, channels: int) -> Decoder:
     return bounded
 
 
+def _check(source: SourceSettings) -> None:
+    """Raises ValueError for settings that contradict each other or would be ignored."""
+    paths = [path for path in (*source.fields, source.path, source.seq_field, source.time_field) if path]
+    scaled = math.isfinite(source.scale) and math.isfinite(source.offset)
+    twice = (source.seq_field and source.seq_property) or (source.time_field and source.time_property)
+    problems = [
+        (
+            source.format == "raw" and paths,
+            "fields, path, seq_field and time_field are for format json; raw takes user properties",
+        ),
+        (source.format == "json" and source.dtype != "float32", f"dtype = {source.dtype!r} is for format raw"),
+        (len(set(source.fields)) != len(source.fields), f"fields repeats a name: {list(source.fields)}"),
+        ("" in source.fields or (paths and not all(".".join(paths).split("."))), f"an empty part in a path of {paths}"),
+        (twice, "sequence or time is given both as a field and as a property; one of them must go"),
+        (not scaled, f"scale = {source.scale}, offset = {source.offset}: wanted finite numbers"),
+    ]
+    for wrong, fact in problems:
+        if wrong:
+            raise ValueError(fact)
+
+
 def raw(source: SourceSettings, channels: int) -> Decoder:
     """Little-endian arrays, channels interleaved."""
-    if source.fields or source.path or source.seq_field or source.time_field:
-        raise ValueError("fields, path, seq_field and time_field are for format json; raw takes user properties")
     dtype = np.dtype(source.dtype).newbyteorder("<")
     frame_bytes = dtype.itemsize * channels
     to_float = _float_converter(source, dtype)
@@ -114,7 +135,10 @@ def json(source: SourceSettings, channels: int) -> Decoder:
         except ValueError as error:
             raise DecodeError(message.topic, "shape", f"rows of unequal length: {error}") from error
         values = to_float(message.topic, _as_rows(message.topic, rows, channels))
-        seq, time_ns = to_numbers(message.topic, document) if to_numbers else from_properties(message)
+        seq, time_ns = from_properties(message)
+        if to_numbers:
+            found_seq, found_ns = to_numbers(message.topic, document)
+            seq, time_ns = (found_seq if seq is None else seq), (found_ns if time_ns is None else time_ns)
         return Samples(stream, values, message.received_ns, seq, time_ns)
 
     return decode
@@ -196,7 +220,7 @@ def _numbers(
     def read(topic: str, document: object) -> tuple[int | None, int | None]:
         holder = to_holder(document)
         seq = _sequence(topic, seq_way(holder)) if seq_way else None
-        return seq, round(time_way(holder) * ns) if time_way else None
+        return seq, _time_ns(topic, time_way(holder), ns) if time_way else None
 
     return read
 
@@ -212,35 +236,26 @@ def _as_rows(topic: str, array: npt.NDArray[np.float64], channels: int) -> npt.N
 
 def _float_converter(source: SourceSettings, dtype: np.dtype[Any]) -> Callable[[str, npt.NDArray[Any]], Floats]:
     """Numbers to physical units in float32, all finite; computed in float64 where float32 would lose digits."""
-    wide = dtype.itemsize > 2
+    work: type[np.floating[Any]] = np.float64 if dtype.itemsize > 2 else np.float32
+    scale, offset = work(source.scale), work(source.offset)
     plain = source.scale == 1.0 and source.offset == 0.0
-    always_finite = dtype.kind in "iu" and not (dtype.itemsize == 8 and not plain) and abs(source.scale) < 1e25
-    scale, offset = (
-        (np.float64(source.scale), np.float64(source.offset))
-        if wide
-        else (
-            np.float32(source.scale),
-            np.float32(source.offset),
-        )
-    )
+    always_finite = dtype.kind in "iu" and _fits_float32(np.iinfo(dtype), source.scale, source.offset)
 
     def convert(topic: str, numbers: npt.NDArray[Any]) -> Floats:
-        if plain:
-            values = numbers.astype(np.float32) if dtype.itemsize < 8 else _narrowed(numbers)
-        elif wide:
-            values = _narrowed(numbers * scale + offset)
-        else:
-            values = numbers.astype(np.float32) * scale + offset
-        if not always_finite and not np.isfinite(values).all():
+        if always_finite:
+            return numbers.astype(np.float32) if plain else (numbers * scale + offset).astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = (numbers if plain else numbers * scale + offset).astype(np.float32)
+        if not np.isfinite(values).all():
             raise DecodeError(topic, "not_finite", "NaN, infinity or a number beyond float32")
         return values
 
     return convert
 
 
-def _narrowed(numbers: npt.NDArray[Any]) -> Floats:
-    with np.errstate(over="ignore"):
-        return numbers.astype(np.float32)
+def _fits_float32(limits: np.iinfo[Any], scale: float, offset: float) -> bool:
+    largest = max(abs(limits.min * scale), abs(limits.max * scale)) + abs(offset)
+    return largest < float(np.finfo(np.float32).max)
 
 
 def _property_reader(source: SourceSettings) -> Callable[[Message], tuple[int | None, int | None]]:
@@ -252,7 +267,8 @@ def _property_reader(source: SourceSettings) -> Callable[[Message], tuple[int | 
     def read(message: Message) -> tuple[int | None, int | None]:
         user = dict(message.properties.user)
         seq = _sequence(message.topic, _number(message.topic, seq_name, user)) if seq_name else None
-        return seq, round(_number(message.topic, time_name, user) * ns) if time_name else None
+        time_ns = _time_ns(message.topic, _number(message.topic, time_name, user), ns) if time_name else None
+        return seq, time_ns
 
     return read
 
@@ -265,12 +281,16 @@ def _number(topic: str, name: str, user: dict[str, str]) -> int | float:
         number = int(text) if text.lstrip("-").isdigit() and len(text) < 20 else float(text)
     except ValueError as error:
         raise DecodeError(topic, "property", f"user property {name!r} is {text!r}, wanted a number") from error
-    if not abs(number) < MAX_SEQUENCE:
-        raise DecodeError(topic, "property", f"user property {name!r} is {text!r}, wanted a finite number")
     return number
 
 
 def _sequence(topic: str, number: float) -> int:
-    if number != int(number) or not 0 <= number <= MAX_SEQUENCE:
-        raise DecodeError(topic, "shape", f"sequence {number!r}, wanted a whole number from 0 up")
+    if not 0 <= number <= LARGEST_NUMBER or number != int(number):
+        raise DecodeError(topic, "shape", f"sequence {number!r:.40}, wanted a whole number from 0 up")
     return int(number)
+
+
+def _time_ns(topic: str, number: float, ns_per_unit: int) -> int:
+    if not 0 <= number * ns_per_unit <= LARGEST_NUMBER:
+        raise DecodeError(topic, "shape", f"time {number!r:.40}, wanted one after 1970 and before 2262")
+    return round(number * ns_per_unit)

@@ -8,6 +8,7 @@ from edge_runtime.records import Floats, InputSpec
 
 FIRST_ROWS = 8
 POOLED_BUFFERS = 4
+POOLED_ROWS = 512
 
 
 class InputBuffer:
@@ -38,6 +39,11 @@ class InputBuffer:
         """(windows, ...) contiguous float32."""
         return self._array[: self._used]
 
+    @property
+    def rows(self) -> int:
+        """Rows it has room for."""
+        return len(self._array)
+
     def clear(self) -> None:
         self._used = 0
 
@@ -54,5 +60,5 @@ class InputPool:
 
     def give(self, buffer: InputBuffer) -> None:
         buffer.clear()
-        if len(self._free) < POOLED_BUFFERS:
+        if len(self._free) < POOLED_BUFFERS and buffer.rows <= POOLED_ROWS:
             self._free.append(buffer)

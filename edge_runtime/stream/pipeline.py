@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from edge_runtime.errors import DecodeError
 from edge_runtime.records import (
     DeadLetter,
     Floats,
     InputSpec,
+    Message,
     Prediction,
     Queued,
     Result,
+    Samples,
     Stage,
     StateChange,
     Turn,
@@ -24,11 +28,11 @@ from edge_runtime.records import (
 from edge_runtime.stream.decide import Decider, Decision
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
-from edge_runtime.stream.sequence import SequenceTracker
+from edge_runtime.stream.sequence import SequenceTracker, Sighting
 from edge_runtime.stream.window import Windower, WindowSettings
 
 RESULT_SCHEMA = 1
-RESULT_STAGES: tuple[Stage, ...] = ("queue", "decode", "window", "infer", "decide")
+RESULT_STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide")
 Key = TypeVar("Key")
 NS_PER_MS, NS_PER_S = 1e6, 1e9
 
@@ -65,17 +69,19 @@ class Clock(NamedTuple):
 
 
 class _Stream:
-    def __init__(self, name: str, run_id: str, settings: WindowSettings, spec: InputSpec) -> None:
-        self.sequence = SequenceTracker(name, run_id)
+    def __init__(self, name: str, run_id: str, memory: int, settings: WindowSettings, spec: InputSpec) -> None:
+        self.sequence = SequenceTracker(name, run_id, memory=memory)
         self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz)
         self.published: tuple[str, bool | None] | None = None
+        self.given_up = 0
 
 
 class Pipeline:
     """One pipeline: its streams, decoder, model and decision.
 
     The caller bounds the number of streams. max_age_ns: older messages are dropped undecoded, 0 = none are.
-    publish: a result per window, or only when label or alarm change. run_id: of this run of the process.
+    publish: a result per window, or only when label or alarm change. run_id: of this run of the process. memory:
+    messages of a stream remembered against redelivery. max_windows: a turn that holds so many takes no more messages.
     """
 
     def __init__(
@@ -90,6 +96,8 @@ class Pipeline:
         recorder: Recorder,
         ledger: Ledger,
         run_id: str,
+        memory: int = 1024,
+        max_windows: int = 256,
         max_age_ns: int = 0,
         publish: Literal["window", "change"] = "window",
         clock: Clock = Clock(),  # noqa: B008  immutable
@@ -99,6 +107,7 @@ class Pipeline:
         self._decode, self._predictor, self._decider = decode, predictor, decider
         self._record, self._ledger, self._clock = recorder.record, ledger, clock
         self._max_age_ns, self._on_change = max_age_ns, publish == "change"
+        self._memory, self._max_windows = memory, max_windows
         self._streams: dict[str, _Stream] = {}
         self._pool = InputPool(spec)
         self._buffers: dict[int, InputBuffer] = {}
@@ -111,11 +120,17 @@ class Pipeline:
         return turn
 
     def ingest(self, messages: Sequence[Queued]) -> Turn:
-        """Decode messages and cut windows; what cannot be used is counted or dead-lettered, never raised."""
-        turn = Turn(self.name, list(messages), self._clock.monotonic_ns())
+        """Decode messages and cut windows; what cannot be used is counted or dead-lettered, never raised.
+
+        turn.messages are those it took: all of them, unless the turn was full before.
+        """
+        turn = Turn(self.name, [], self._clock.monotonic_ns())
         offset_ns = self._clock.unix_ns() - turn.taken_ns
         buffer = self._buffers[id(turn)] = self._pool.take()
         for queued in messages:
+            if len(turn.windows) >= self._max_windows:
+                break
+            turn.messages.append(queued)
             self._take_in(turn, queued, offset_ns, buffer)
         turn.inputs = buffer.batch()
         return turn
@@ -138,26 +153,22 @@ class Pipeline:
     def _take_in(self, turn: Turn, queued: Queued, offset_ns: int, buffer: InputBuffer) -> None:
         stream, message, now_ns = queued.stream, queued.message, self._clock.monotonic_ns
         start_ns = now_ns()
-        self._record("receive", queued.queued_ns - message.received_ns)
-        self._record("queue", start_ns - queued.queued_ns)
+        receive_ns, queue_ns = queued.queued_ns - message.received_ns, start_ns - queued.queued_ns
+        self._record("receive", receive_ns)
+        self._record("queue", queue_ns)
         if message.retain:
-            return _add(turn.dropped, (stream, "stale_retained"))
-        if self._max_age_ns and start_ns - message.received_ns > self._max_age_ns:
-            return _add(turn.dropped, (stream, "expired"))
-        try:
-            samples = self._decode(message, stream)
-            state = self._streams.get(stream) or self._open(stream)
-            self._check_size(len(samples.values), message.topic)
-        except DecodeError as error:
-            return turn.dead_letters.append(DeadLetter(stream, error.reason, error.detail, message))
+            _add(turn.dropped, (stream, "stale_retained"))
+            return
+        state = self._streams.get(stream) or self._open(stream)
+        state.given_up += queued.given_up
+        samples = self._decode_one(turn, queued, start_ns)
+        if samples is None:
+            state.given_up += 1
+            return
         decoded_ns = now_ns()
-        sighting = state.sequence.see(message, samples.seq)
-        if sighting.verdict == "duplicate":
-            return _add(turn.duplicates, stream)
-        if sighting.verdict == "late":
-            return _add(turn.dropped, (stream, "late"))
-        if sighting.lost or sighting.restarted:
-            self._count_break(stream, sighting.lost, restarted=sighting.restarted)
+        sighting = self._see(turn, samples, message, state)
+        if sighting is None:
+            return
         windows = state.windower.push(samples, sighting, unix_offset_ns=offset_ns, keep=buffer.keep)
         turn.accepted.append((stream, sighting.key, message))
         turn.marks[stream] = sighting.mark
@@ -167,12 +178,47 @@ class Pipeline:
         if windows:
             turn.windows += windows
             self._ledger.windows_completed(self.name, stream, len(windows))
-            times = (start_ns - queued.queued_ns, decoded_ns - start_ns, cut_ns - decoded_ns)
-            turn.times_ns += [times] * len(windows)
-        return None
+            turn.times_ns += [(receive_ns, queue_ns, decoded_ns - start_ns, cut_ns - decoded_ns)] * len(windows)
+
+    def _decode_one(self, turn: Turn, queued: Queued, now_ns: int) -> Samples | None:
+        """The message's samples, or None when it is expired or was dead-lettered."""
+        message = queued.message
+        if self._max_age_ns and now_ns - message.received_ns > self._max_age_ns:
+            _add(turn.dropped, (queued.stream, "expired"))
+            return None
+        try:
+            samples = self._decode(message, queued.stream)
+            self._check_size(len(samples.values), message.topic)
+        except DecodeError as error:
+            turn.dead_letters.append(DeadLetter(queued.stream, error.reason, error.detail, message))
+            return None
+        return samples
+
+    def _see(self, turn: Turn, samples: Samples, message: Message, state: _Stream) -> Sighting | None:
+        """Place a message in its stream; None when it is a duplicate or late.
+
+        Messages given up here leave a hole like lost ones, but are not counted as lost before us.
+        """
+        stream = samples.stream
+        sighting = state.sequence.see(message, samples.seq)
+        if sighting.verdict == "duplicate":
+            _add(turn.duplicates, stream)
+            return None
+        if sighting.verdict == "late":
+            _add(turn.dropped, (stream, "late"))
+            self._ledger.lost_before_us(self.name, stream, -1)
+            return None
+        given_up, state.given_up = state.given_up, 0
+        if sighting.restarted:
+            self._ledger.producer_restarted(self.name, stream)
+        elif samples.seq is None:
+            return msgspec.structs.replace(sighting, lost=given_up) if given_up else sighting
+        elif sighting.lost > given_up:
+            self._ledger.lost_before_us(self.name, stream, sighting.lost - given_up)
+        return sighting
 
     def _open(self, stream: str) -> _Stream:
-        state = self._streams[stream] = _Stream(stream, self._run_id, self._window, self._spec)
+        state = self._streams[stream] = _Stream(stream, self._run_id, self._memory, self._window, self._spec)
         return state
 
     def _check_size(self, n: int, topic: str) -> None:
@@ -180,18 +226,14 @@ class Pipeline:
         if n // self._window.hop > most:
             raise DecodeError(topic, "too_large", f"{n} samples complete more than max_windows_per_message = {most}")
 
-    def _count_break(self, stream: str, lost: int, *, restarted: bool) -> None:
-        self._ledger.lost_before_us(self.name, stream, lost)
-        if restarted:
-            self._ledger.producer_restarted(self.name, stream)
-
     def _emit_one(self, turn: Turn, prediction: Prediction, index: int, row: list[float]) -> None:
         window = turn.windows[index]
         stream = window.stream
         start_ns = self._clock.monotonic_ns()
         self._record("infer", prediction.infer_ns)
         if not math.isfinite(sum(row)):
-            return _add(turn.window_drops, (stream, "not_finite"))
+            _add(turn.window_drops, (stream, "not_finite"))
+            return
         decision = self._decider.decide(stream, row, window.t1_unix_ns)
         result = self._result(window, decision, prediction.model)
         decide_ns = self._clock.monotonic_ns() - start_ns
@@ -205,12 +247,13 @@ class Pipeline:
                 turn.state_changes.append(change)
         state, published = self._streams[stream], (decision.label, alarm.on if alarm else None)
         if self._on_change and published == state.published:
-            return _add(turn.unchanged, stream)
+            _add(turn.unchanged, stream)
+            return
         state.published = published
         costs_ns = (*turn.times_ns[index], prediction.infer_ns, decide_ns)
         result.lat_ms.update(zip(RESULT_STAGES, [round(ns / NS_PER_MS, 4) for ns in costs_ns], strict=True))
         turn.emitted_ns.append((window.received_ns, start_ns + decide_ns))
-        return turn.results.append(result)
+        turn.results.append(result)
 
     def _result(self, window: Window, decision: Decision, model: str) -> Result:
         identity = f"{self.name}|{window.key}|{window.ordinal}".encode()

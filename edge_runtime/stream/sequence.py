@@ -8,16 +8,13 @@ content: each remembered one cancels a single redelivery, so that genuine repeat
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections import Counter, deque
 from typing import Literal
 
 import msgspec
 
 from edge_runtime.records import Message, SequenceMark
-
-SEEN_BITS = 64
-SEEN_MASK = (1 << SEEN_BITS) - 1
-REDELIVERIES_REMEMBERED = 1024
 
 Verdict = Literal["new", "duplicate", "late"]
 
@@ -40,11 +37,16 @@ class Sighting(msgspec.Struct, frozen=True):
 class SequenceTracker:
     """The numbering of one stream."""
 
-    def __init__(self, stream: str, run_id: str) -> None:
-        """run_id: identifies this run of the process; part of the key of messages that carry no number."""
+    def __init__(self, stream: str, run_id: str, *, memory: int) -> None:
+        """run_id: identifies this run of the process; part of the key of messages that carry no number.
+
+        memory: messages remembered; at least as many as the broker may send again after a reconnect.
+        """
         self._stream = stream
         self._run_id = run_id
-        self._contents: dict[int, int] = {}
+        self._memory = memory
+        self._mask = (1 << memory) - 1
+        self._contents = array("L", bytes(array("L").itemsize * memory))
         self._recent: deque[int] = deque()
         self._recent_counts: Counter[int] = Counter()
         self.mark: SequenceMark | None = None
@@ -68,7 +70,7 @@ class SequenceTracker:
     def _remember(self, content: int) -> None:
         self._recent.append(content)
         self._recent_counts[content] += 1
-        if len(self._recent) > REDELIVERIES_REMEMBERED:
+        if len(self._recent) > self._memory:
             oldest = self._recent.popleft()
             self._recent_counts[oldest] -= 1
             if self._recent_counts[oldest] <= 0:
@@ -79,27 +81,19 @@ class SequenceTracker:
         mark = self.mark
         if mark is None:
             return self._accept(SequenceMark(seq, 1, seq), content)
-        ahead = seq - mark.high
-        if ahead > 0:
-            seen = (mark.seen << ahead | 1) & SEEN_MASK if ahead < SEEN_BITS else 1
-            return self._accept(SequenceMark(seq, seen, mark.first, mark.epoch), content, lost=ahead - 1)
-        if seq < mark.first or -ahead >= SEEN_BITS:
-            return self._restart(seq, mark, content)
-        if not mark.seen >> -ahead & 1:
+        behind = mark.high - seq
+        if behind < 0:
+            seen = (mark.seen << -behind | 1) & self._mask if -behind < self._memory else 1
+            return self._accept(SequenceMark(seq, seen, mark.first, mark.epoch), content, lost=-behind - 1)
+        known = behind < self._memory and seq >= mark.first
+        if known and not mark.seen >> behind & 1:
             return Sighting("late", seq, "", mark)
-        if self._contents.get(seq) == content:
+        if message.dup or (known and self._contents[seq % self._memory] == content):
             return Sighting("duplicate", seq, "", mark)
-        return self._restart(seq, mark, content)
-
-    def _restart(self, seq: int, mark: SequenceMark, content: int) -> Sighting:
-        self._contents.clear()
         return self._accept(SequenceMark(seq, 1, seq, mark.epoch + 1), content, restarted=True)
 
     def _accept(self, mark: SequenceMark, content: int, *, lost: int = 0, restarted: bool = False) -> Sighting:
         self.mark = mark
-        self._contents[mark.high] = content
-        if len(self._contents) > 2 * SEEN_BITS:
-            oldest = mark.high - SEEN_BITS
-            self._contents = {seq: kept for seq, kept in self._contents.items() if seq > oldest}
+        self._contents[mark.high % self._memory] = content
         key = f"{self._stream}|{mark.epoch}|{mark.high}"
         return Sighting("new", mark.high, key, mark, lost, restarted)

@@ -59,6 +59,7 @@ class Windower:
         self._ns_per_sample = NS / rate_hz if rate_hz else 0.0
         self._buffer: Floats = np.empty((self._length * BUFFERED_WINDOWS + 1024, channels), np.float32)
         self._end_ns: tuple[int, bool] | None = None
+        self._usual_n = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -87,6 +88,7 @@ class Windower:
             else samples.sensor_unix_ns
         )
         self._origins.append(_Origin(self._base + self._filled, sighting.number, start_ns, by_receipt))
+        self._forget_origins(self._next)
         self._append(samples.values, samples, sighting, windows, keep)
         return windows
 
@@ -120,8 +122,7 @@ class Windower:
 
     def _window(self, samples: Samples, sighting: Sighting, ordinal: int, keep: Callable[[Floats], Floats]) -> Window:
         start, stop = self._next, self._next + self._length
-        while len(self._origins) > 1 and self._origins[1].position <= start:
-            self._origins.popleft()
+        self._forget_origins(start)
         first, last = self._origins[0], self._origins[-1]
         return Window(
             stream=samples.stream,
@@ -137,6 +138,10 @@ class Windower:
             key=sighting.key,
             ordinal=ordinal,
         )
+
+    def _forget_origins(self, start: int) -> None:
+        while len(self._origins) > 1 and self._origins[1].position <= start:
+            self._origins.popleft()
 
     def _missing(self, start: int, stop: int) -> int:
         while self._held and sum(self._held[0]) <= start:
@@ -180,10 +185,11 @@ class Windower:
         n = len(samples.values)
         end_ns, by_sensor = self._end_of(samples, n)
         previous, self._end_ns = self._end_ns, (end_ns, by_sensor)
+        usual_n, self._usual_n = self._usual_n or n, n
         if sighting.restarted:
             return self._length
-        if samples.seq is not None:
-            return sighting.lost * n
+        if samples.seq is not None or sighting.lost:
+            return sighting.lost * usual_n
         if self._rate_hz is None or previous is None or previous[1] != by_sensor:
             return 0
         jitter_s = self._settings.jitter_s

@@ -166,9 +166,7 @@ def test_epochs_are_unique_among_all_connections(make: Made, broker: Broker) -> 
 
 
 def test_a_broker_absent_at_start_is_found_when_it_comes(make: Made, new_broker: Callable[..., Broker]) -> None:
-    broker = new_broker(port=0)
-    broker.start()
-    broker.kill()
+    broker = new_broker()
     client = make(broker, subscriptions=[("in/#", 1)])
     client.start()
     drive(client, lambda: client.counters.failures >= 3, what="three attempts")
@@ -240,9 +238,7 @@ def test_nothing_published_is_lost_when_the_line_breaks_again_and_again(make: Ma
 def test_what_does_not_fit_into_the_queue_is_refused_with_the_reason(
     make: Made, new_broker: Callable[..., Broker]
 ) -> None:
-    broker = new_broker(port=0)
-    broker.start()
-    broker.stop()
+    broker = new_broker()
     client = make(broker, settings={"max_outgoing": 3})
     client.start()
 
@@ -254,9 +250,7 @@ def test_what_does_not_fit_into_the_queue_is_refused_with_the_reason(
 
 
 def test_a_message_that_expired_while_it_waited_is_not_sent(make: Made, new_broker: Callable[..., Broker]) -> None:
-    broker = new_broker(port=0)
-    broker.start()
-    broker.stop()
+    broker = new_broker()
     client = make(broker)
     client.start()
 
@@ -329,9 +323,7 @@ def test_a_connection_that_breaks_fires_the_will_and_the_birth_comes_again(make:
 
 
 def test_tokens_still_open_at_the_stop_are_confirmed_as_stopped(make: Made, new_broker: Callable[..., Broker]) -> None:
-    broker = new_broker(port=0)
-    broker.start()
-    broker.stop()
+    broker = new_broker()
     client = make(broker)
     client.start()
     waiting = client.publish(Outgoing("out/a", b"x", qos=1))

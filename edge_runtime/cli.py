@@ -58,13 +58,14 @@ def run(config: Path, as_json: bool) -> int:
     from edge_runtime.stop import StopSignal
 
     stop = StopSignal()  # before the slow imports
-    from edge_runtime import report
     from edge_runtime.config import load
     from edge_runtime.daemon import Daemon
     from edge_runtime.logs import to_stderr
 
     to_stderr()
     summary = Daemon(load(config), str(config)).run(stop)
+    from edge_runtime import report
+
     click.echo(msgspec.json.encode(summary) if as_json else report.summary(summary))
     code = 0 if summary.balanced else FAILED
     if not summary.drained:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import statistics
 import struct
 import time
 from collections.abc import Callable
@@ -184,7 +183,7 @@ class Session:
             start_ns = now_ns()
             self._run(self._outputs, {self._input: one})
             times.append(now_ns() - start_ns)
-        return int(statistics.median(times))
+        return sorted(times)[len(times) // 2]
 
 
 def softmax(logits: Floats) -> Floats:

@@ -113,6 +113,7 @@ class CallbackClient:
     def start(self) -> None:
         self._phase = "waiting"
         self._due_ns = self._now_ns()
+        self._advance()
 
     def fileno(self) -> int:
         return self._link.fileno()

@@ -45,7 +45,7 @@ class Client(Protocol):
         """Why it is not connected, for the operator; "" while it is."""
 
     def start(self) -> None:
-        """Ask for a connection; the first attempt is made by poll."""
+        """Begin to connect; poll sees it through, and tries again."""
 
     def poll(self, timeout_s: float) -> list[Message]:
         """Do what is due (connect, keep alive, write) and read until nothing is left or about 64 messages came.

@@ -1,0 +1,83 @@
+"""The machine a benchmark ran on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks import broker
+from benchmarks.results import Machine
+
+PACKAGES = ("paho-mqtt", "onnxruntime", "numpy", "msgspec")
+CODE = ("edge_runtime", "benchmarks/*.py", "pyproject.toml", "constraints.txt")
+IDLE_S = 2.0
+
+
+def describe(*, quick: bool) -> Machine:
+    """Look at this machine; takes IDLE_S, in which it only watches what others do."""
+    load = os.getloadavg()[0]
+    return Machine(
+        device=device(),
+        git=commit(),
+        cpu=_cpu(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        kernel=platform.release(),
+        system=platform.freedesktop_os_release().get("PRETTY_NAME", platform.system()),
+        versions={
+            "python": platform.python_version(),
+            "mosquitto": broker.version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        date=dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        load=round(load, 2),
+        busy=round(_busy(IDLE_S), 3),
+        quick=quick,
+    )
+
+
+def device() -> str:
+    return f"{_cpu()}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+
+
+def commit() -> str:
+    """The commit checked out, with -dirty when the code that is measured differs from it; "unknown" outside of git."""
+    root = Path(__file__).parents[1]
+    try:
+        head = _git(root, "rev-parse", "--short=10", "HEAD")
+        return f"{head}-dirty" if _git(root, "status", "--porcelain", "--", *CODE) else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _cpu() -> str:
+    """The model as /proc/cpuinfo (x86) or the device tree (boards) names it."""
+    board = Path("/proc/device-tree/model")
+    if board.exists():
+        return board.read_text().strip("\0\n ")
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _busy(seconds: float) -> float:
+    """Share of all cores in use (proc(5), stat) while this process sleeps."""
+    idle_before, all_before = _ticks()
+    time.sleep(seconds)
+    idle, total = _ticks()
+    return 1.0 - (idle - idle_before) / max(total - all_before, 1)
+
+
+def _ticks() -> tuple[int, int]:
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return fields[3] + fields[4], sum(fields)

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -83,7 +84,9 @@ def check(config: Path, as_json: bool) -> int:
     from edge_runtime import report
     from edge_runtime.check import check as run_check
     from edge_runtime.config import load
+    from edge_runtime.logs import to_stderr
 
+    to_stderr(logging.ERROR)  # what is wrong with the broker stands in the report
     found = run_check(load(config), str(config))
     click.echo(msgspec.json.encode(found) if as_json else report.check(found))
     return 0 if found.ok else FAILED

@@ -43,7 +43,10 @@ NS = 1e9
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a run came to. balanced: the ledger's equations hold. drained: all accepted work was finished."""
+    """What a run came to.
+
+    balanced: the ledger's equations hold. drained: all accepted work was finished. latency_log: "" when there is none.
+    """
 
     uptime_s: float
     drained: bool
@@ -253,7 +256,7 @@ class Daemon:
             balanced=not view.imbalances,
             ledger=view,
             latency=self._latency(),
-            latency_log=str(self._latency_log.path),
+            latency_log=str(self._latency_log.path) if self._latency_log.path.exists() else "",
             rss_mb=rss_mb(),
         )
 

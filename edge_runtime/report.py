@@ -18,8 +18,10 @@ def summary(found: Summary) -> str:
     """Ledger, percentiles per stage, and where the latency log lies."""
     parts = [render(found.ledger)]
     for pipeline, stages in found.latency.items():
+        if not stages:
+            continue
         parts += ["", f"{pipeline}: latency", table(STAGE_COLUMNS, stage_rows(stages.items()))]
-    parts += ["", f"latency log: {found.latency_log}"]
+    parts += ["", f"latency log: {found.latency_log or 'none, nothing was recorded'}"]
     parts.append(f"ran {found.uptime_s:.1f} s, memory {found.rss_mb:.0f} MB")
     if not found.drained:
         parts.append("stopped before everything accepted was finished; the broker keeps what was not acknowledged")

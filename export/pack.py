@@ -56,7 +56,7 @@ def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
         labels=recipe.labels,
         tolerances={"default": Tolerance(allowed)},
         files={},
-        provenance=Provenance(recipe.path.name, recipe.seed, tools(), artifact.steps),
+        provenance=Provenance("/".join(recipe.path.resolve().parts[-2:]), recipe.seed, tools(), artifact.steps),
         threshold=outcome.threshold,
         budgets=recipe.budget,
     )

@@ -82,7 +82,7 @@ def test_the_bundle_says_where_it_comes_from_and_nothing_of_this_machine(exporte
     found = bundle.read(exported[0])
     provenance = found.manifest.provenance
 
-    assert (provenance.recipe, provenance.seed) == ("tones.py", 7)
+    assert (provenance.recipe, provenance.seed) == ("export_recipes/tones.py", 7)
     assert set(provenance.tools) == {"edge-runtime", "numpy", "onnx", "onnxruntime", "onnxscript", "python", "torch"}
     assert provenance.steps[0] == "torch.onnx dynamo export, opset 20, dynamic batch axis"
     assert str(TONES.parent).encode() not in exported[0].read_bytes()

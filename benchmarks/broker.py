@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import socket
 import subprocess
 import time
@@ -12,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from edge_runtime.demo.broker import HOST, find_mosquitto, free_port
+
 START_S = 10.0
 SUBSCRIBE_S = 20.0
 STOP_S = 5.0
@@ -75,7 +75,7 @@ class Broker:
 @contextmanager
 def started(folder: Path) -> Iterator[Broker]:
     """A broker on a free port that ends with the block. Raises BrokerError."""
-    port = _free_port()
+    port = free_port()
     config = folder / "mosquitto.conf"
     user = "user root\n" if os.geteuid() == 0 else ""
     config.write_text(user + CONFIG.format(port=port, host=HOST))
@@ -93,7 +93,7 @@ def started(folder: Path) -> Iterator[Broker]:
 
 
 def program() -> str:
-    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    found = find_mosquitto()
     if found is None:
         raise BrokerError("mosquitto is neither on PATH nor in /usr/sbin; install it: sudo apt-get install mosquitto")
     return found
@@ -103,9 +103,3 @@ def version() -> str:
     """As `mosquitto -h` says it: "mosquitto version 2.0.11"."""
     said = subprocess.run([program(), "-h"], capture_output=True, text=True, check=False).stdout
     return said.split("version ", 1)[1].split()[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -23,7 +23,7 @@ from edge_runtime.worker import Worker
 TURN_MESSAGES = 64
 REASON_CHARACTERS = 60
 TURNS_IN_FLIGHT = 2
-RECONNECT_POLL_S = 0.01
+RECONNECT_POLL_S = 0.1
 NO_STREAM = ""
 
 Stream = tuple[str, str]

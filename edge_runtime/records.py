@@ -129,7 +129,7 @@ class Prediction(msgspec.Struct, frozen=True):
     infer_ns: int
 
 
-class Result(msgspec.Struct, frozen=True, omit_defaults=False):
+class Result(msgspec.Struct, frozen=True):
     """What subscribers read: one per window, JSON with these keys.
 
     t0, t1: Unix seconds. seq: first and last message number. lat_ms: stage durations up to decide, ms.

@@ -15,7 +15,7 @@ from edge_runtime.errors import ExportError
 from edge_runtime.model.session import load_onnxruntime
 from edge_runtime.records import Floats
 from export.artifact import Artifact, Step, ancestors, parse
-from export.quiet import silenced
+from export.quiet import one_line, silenced
 from export.recipe import Splits
 
 if TYPE_CHECKING:
@@ -147,8 +147,9 @@ def _prepared(artifact: Artifact, folder: Path) -> onnx.ModelProto:
         with silenced():
             quant_pre_process(source, target, skip_optimization=False, skip_onnx_shape=False, skip_symbolic_shape=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"pre-processing before quantization failed: {type(error).__name__}: {reason}") from error
+        raise ExportError(
+            f"pre-processing before quantization failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     prepared = parse(target.read_bytes())
     for index, node in enumerate(prepared.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
@@ -203,8 +204,7 @@ def _quantized(
                 extra_options={},
             )
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"quantization failed: {type(error).__name__}: {reason}") from error
+        raise ExportError(f"quantization failed: {type(error).__name__}: {one_line(error)}") from error
     return parse(target.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""Exporters and quantizers that talk, kept off the terminal."""
+"""Exporters and quantizers that talk, kept off the terminal; what their errors say, on one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+
+LINE_CHARACTERS = 300
+
+
+def one_line(error: BaseException) -> str:
+    """What a third-party exception says, on one line and not too long."""
+    return " ".join(str(error).split())[:LINE_CHARACTERS]
 
 
 @contextlib.contextmanager

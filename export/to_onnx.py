@@ -15,7 +15,7 @@ from torch import nn
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export.artifact import Artifact, outputs_of, parse
-from export.quiet import silenced
+from export.quiet import one_line, silenced
 from export.train import torch_outputs
 
 EXAMPLE_BATCH = 2  # an example of one window makes the exporter fix the batch axis to 1 (pytorch#157621)
@@ -124,8 +124,7 @@ def _run(what: str, function: Callable[[Floats], Floats], inputs: Floats) -> Flo
     try:
         return function(inputs)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"parity: {what} does not run at batch {len(inputs)}: {reason}") from error
+        raise ExportError(f"parity: {what} does not run at batch {len(inputs)}: {one_line(error)}") from error
 
 
 def _dynamo(module: nn.Module, example: torch.Tensor, input_name: str, output_names: list[str]) -> onnx.ModelProto:

@@ -14,7 +14,6 @@ import base64
 import hashlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +34,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-HOST = "127.0.0.1"
+from edge_runtime.demo.broker import HOST, find_mosquitto
+
 START_S = 10.0
 STOP_S = 10.0
 WAIT_S = 10.0
@@ -59,10 +59,6 @@ with contextlib.suppress(OSError):
     while True:
         line.sendall(packets)
 """
-
-
-def find_mosquitto() -> str | None:
-    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
 def hold_port(port: int = 0) -> socket.socket:

@@ -37,7 +37,7 @@ def started(folder: Path) -> Iterator[Broker]:
 
     Raises DependencyError when there is none to start, TransportError when it does not come up.
     """
-    port = _free_port()
+    port = free_port()
     program = find_mosquitto()
     if program:
         config = folder / "mosquitto.conf"
@@ -83,7 +83,8 @@ def _have_amqtt() -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -113,7 +113,6 @@ class Session:
         self.manifest = bundle.manifest
         self.settings = settings
         self.model_id = bundle.manifest.model_id
-        self.shape = bundle.manifest.input.shape()
         try:
             self._session = create(bundle.model, settings=settings, entries=bundle.manifest.session)
         except ProviderError:

@@ -36,10 +36,6 @@ class Link:
         self._poller = select.poll()
 
     @property
-    def dialing(self) -> bool:
-        return self._dial is not None
-
-    @property
     def open(self) -> bool:
         return self._dial is None and self.paho.socket() is not None
 

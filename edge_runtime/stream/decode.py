@@ -153,31 +153,30 @@ def _json_shape(
     """The type of a document, the way to its rows, and the way to its sequence and time (None: not in the payload)."""
     numbers = {path: int | float for path in (source.seq_field, source.time_field) if path}
     if source.path:
-        row, to_row = _row_type(source.fields, {})
+        row, to_rows, _ = _row_type(source.fields, {})
         document, ways = _tree_type({source.path: row, **numbers})
         to_value = ways[source.path]
-        return document, lambda found: to_row(to_value(found)), _numbers(source, ways, lambda found: found)
+        return document, lambda found: to_rows(to_value(found)), _numbers(source, ways, lambda found: found)
     if numbers and not source.fields:
         raise ValueError("seq_field and time_field need an object around the rows: say with path where the rows are")
-    row, to_row = _row_type(source.fields, numbers)
-    ways = _tree_type({**dict.fromkeys(source.fields, float), **numbers})[1] if source.fields else {}
-    return row, to_row, _numbers(source, ways, lambda found: found[0] if isinstance(found, list) else found)
+    row, to_rows, ways = _row_type(source.fields, numbers)
+    return row, to_rows, _numbers(source, ways, lambda found: found[0] if isinstance(found, list) else found)
 
 
-def _row_type(fields: tuple[str, ...], more: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """The type of a row or a list of rows, and the way to the nested lists of numbers."""
+def _row_type(
+    fields: tuple[str, ...], more: dict[str, Any]
+) -> tuple[Any, Callable[[Any], Any], dict[str, Callable[[Any], Any]]]:
+    """The type of a row or a list of rows, the way to the nested lists of numbers, and the ways inside a row."""
     if not fields:
-        return float | list[float | list[float]], lambda value: value
+        return float | list[float | list[float]], lambda value: value, {}
     row, ways = _tree_type({**dict.fromkeys(fields, float), **more})
     getters = [ways[name] for name in fields]
 
     def to_rows(found: object) -> list[list[float]]:
         rows = found if isinstance(found, list) else [found]
-        if not rows:
-            raise ValueError("an empty list")
         return [[get(row) for get in getters] for row in rows]
 
-    return row | Annotated[list[row], msgspec.Meta(min_length=1)], to_rows  # type: ignore[valid-type]
+    return row | Annotated[list[row], msgspec.Meta(min_length=1)], to_rows, ways  # type: ignore[valid-type]
 
 
 def _tree_type(leaves: dict[str, Any]) -> tuple[Any, dict[str, Callable[[Any], Any]]]:

@@ -35,5 +35,6 @@ clean:
 	touch $@
 
 .venv/.full: .venv/.device
-	$(PIP) --editable '.[cpu,demo,export,dev]'
+	$(PIP) --editable '.[cpu,cbor,demo,export,dev]'
+	$(PIP) --no-deps silero-vad
 	touch $@

@@ -12,18 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edge_runtime.model.bundle import (
-    Golden,
-    Histogram,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-    Provenance,
-    Reference,
-    Tolerance,
-    write,
-)
-from edge_runtime.records import Floats
+from edge_runtime.model.bundle import Golden, write
+from edge_runtime.model.manifest import Histogram, Manifest, OutputSpec, Provenance, Reference, Tolerance
+from edge_runtime.records import Floats, InputSpec
 
 SEED = 20
 CANDIDATES = 96

@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.delivery.ledger import NO_PIPELINE
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.errors import ConfigError
-from edge_runtime.model.bundle import NAME_PATTERN
+from edge_runtime.model.manifest import NAME_PATTERN
 from edge_runtime.model.session import SessionSettings
 from edge_runtime.monitor.latency import LatencySettings
 from edge_runtime.mqtt.publications import DeadLetterSettings

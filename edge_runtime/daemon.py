@@ -18,7 +18,8 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.memory import rss_mb
 from edge_runtime.errors import ConfigError
 from edge_runtime.loop import Connection, Lane, Loop
-from edge_runtime.model.bundle import Manifest, read
+from edge_runtime.model.bundle import read
+from edge_runtime.model.manifest import Manifest
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.monitor.hdrlog import LatencyLog
 from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed

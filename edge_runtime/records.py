@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-Layout = Literal["NTC", "NCT", "NT"]
+Layout = Literal["NTC", "NCT", "NT", "NF", "N1TC", "NTC1"]
 Stage = Literal["receive", "queue", "decode", "window", "infer", "decide", "publish"]
 STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide", "publish")
 
@@ -64,8 +64,9 @@ class Outgoing(msgspec.Struct, frozen=True):
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one window is: length samples of the named channels, in the given units.
 
-    rate_hz: samples per second, or None when unknown. layout: NTC (batch, length, channels),
-    NCT (batch, channels, length), NT (batch, length) for a single channel.
+    rate_hz: samples per second, or None when unknown. layout: NTC (batch, length, channels), NCT (batch, channels,
+    length), NT (batch, length) for a single channel, NF (batch, length * channels), N1TC and NTC1 with an axis of 1.
+    lead_in: zeros that stand before the first sample of a stream, and again after a gap that resets it.
     """
 
     name: str
@@ -75,11 +76,20 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hop: int
     rate_hz: float | None = None
     layout: Layout = "NTC"
+    lead_in: int = 0
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one window in the model's layout."""
-        channels = len(self.channels)
-        return {"NTC": (self.length, channels), "NCT": (channels, self.length), "NT": (self.length,)}[self.layout]
+        length, channels = self.length, len(self.channels)
+        shapes: dict[Layout, tuple[int, ...]] = {
+            "NTC": (length, channels),
+            "NCT": (channels, length),
+            "NT": (length,),
+            "NF": (length * channels,),
+            "N1TC": (1, length, channels),
+            "NTC1": (length, channels, 1),
+        }
+        return shapes[self.layout]
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -105,6 +115,7 @@ class Window(msgspec.Struct, frozen=True):
     receipt times because the sensor gave none.
     received_ns: of the message that completed it. missing: samples in it that were never received.
     gap: it spans a gap that was marked, not filled. key: identity of the completing message.
+    fresh: the first window of its stream, or the first one after a gap that reset it.
     """
 
     stream: str
@@ -119,6 +130,7 @@ class Window(msgspec.Struct, frozen=True):
     gap: bool
     key: str
     ordinal: int
+    fresh: bool = False
 
 
 class Prediction(msgspec.Struct, frozen=True):

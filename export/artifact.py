@@ -13,6 +13,7 @@ from edge_runtime.records import Floats
 
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
 BATCH = 64
 
@@ -22,7 +23,8 @@ class Artifact(msgspec.Struct, frozen=True):
 
     name: of the variant, as tables show it. precision: as the manifest shows it. model: ONNX bytes, one input, one
     output, first axis the dynamic batch. front_end: the tensor up to which everything stays float32, "" without a
-    front-end. steps: what was done to it, in order.
+    front-end. steps: what was done to it, in order. session: ONNX Runtime session config entries that it needs.
+    module: the torch network it was exported from, None for one that came as ONNX or was changed as ONNX since.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Artifact(msgspec.Struct, frozen=True):
     output: str
     steps: tuple[str, ...]
     front_end: str = ""
+    session: dict[str, str] = {}
+    module: nn.Module | None = None
 
     @property
     def size_kb(self) -> float:
@@ -54,7 +58,7 @@ def outputs_of(artifact: Artifact, inputs: Floats) -> Floats:
 
     inputs: (n, ...) float32 in the model's layout. Raises ModelError when ONNX Runtime refuses the model.
     """
-    session = create(artifact.model, settings=SessionSettings(), entries={})
+    session = create(artifact.model, settings=SessionSettings(), entries=artifact.session)
     parts = [
         session.run([artifact.output], {artifact.input: np.ascontiguousarray(inputs[i : i + BATCH])})[0]
         for i in range(0, len(inputs), BATCH)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.model.bundle import Manifest
+from edge_runtime.model.manifest import Manifest
 from export import report
 from export.measure import PROCESSES, ROUNDS
 from export.quantize import CALIBRATION_WINDOWS

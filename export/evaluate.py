@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model.bundle import ERROR_KINDS
+from edge_runtime.model.manifest import ERROR_KINDS
 from edge_runtime.model.session import reconstruction_error
 from edge_runtime.records import Floats
 from export.recipe import Labels, Recipe, Split

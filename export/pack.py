@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from edge_runtime.errors import ExportError
 from edge_runtime.model import bundle
-from edge_runtime.model.bundle import (
+from edge_runtime.model.bundle import Golden
+from edge_runtime.model.manifest import (
     ERROR_KINDS,
-    Golden,
+    SCHEMA,
     Histogram,
     Manifest,
     OutputSpec,
@@ -47,7 +48,7 @@ def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
     artifact = outcome.chosen.artifact
     golden, allowed = golden_vectors(recipe, outcome, artifact)
     manifest = Manifest(
-        schema=bundle.SCHEMA,
+        schema=SCHEMA,
         name=recipe.name,
         version=recipe.version,
         precision=artifact.precision,
@@ -119,8 +120,8 @@ def reference_of(recipe: Recipe, outcome: Outcome, artifact: Artifact) -> Refere
     errors at their quantiles.
     """
     inputs = outcome.splits.train.inputs
-    axis = {"NTC": 2, "NCT": 1, "NT": 0}[recipe.input.layout]
-    channels = inputs[:, None, :] if recipe.input.layout == "NT" else np.moveaxis(inputs, axis, 1)
+    size = (len(inputs), recipe.input.length, len(recipe.input.channels))
+    channels = inputs if recipe.input.layout == "NCT" else np.moveaxis(inputs.reshape(size), 2, 1)
     features = {}
     for index, name in enumerate(recipe.input.channels):
         windows = channels[:, index].astype(np.float64)

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.errors import DependencyError, EdgeRuntimeError, ExportError
-from edge_runtime.model.bundle import ERROR_KINDS, NAME_PATTERN, VERSION_PATTERN, Budgets, InputSpec, OutputKind
+from edge_runtime.model.manifest import ERROR_KINDS, NAME_PATTERN, VERSION_PATTERN, Budgets, OutputKind
 from edge_runtime.model.session import load_onnxruntime
-from edge_runtime.records import Floats
+from edge_runtime.records import Floats, InputSpec
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -7,17 +7,9 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from edge_runtime.model.bundle import (
-    Golden,
-    Histogram,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-    Provenance,
-    Reference,
-    Tolerance,
-    write,
-)
+from edge_runtime.model.bundle import Golden, write
+from edge_runtime.model.manifest import Histogram, Manifest, OutputSpec, Provenance, Reference, Tolerance
+from edge_runtime.records import InputSpec
 
 REFERENCE = Reference(features={"x.mean": Histogram((0.0, 1.0), (0, 4, 0))}, scores={}, n=4)
 

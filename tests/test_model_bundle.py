@@ -12,7 +12,8 @@ import pytest
 from bundles import means_manifest, means_model, write_means_bundle
 
 from edge_runtime.errors import BundleError
-from edge_runtime.model.bundle import Tolerance, read
+from edge_runtime.model.bundle import read
+from edge_runtime.model.manifest import Tolerance
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from bundles import REFERENCE, means_manifest, means_model, write_means_bundle
 
 from edge_runtime.errors import BundleError, DependencyError, ProviderError
-from edge_runtime.model.bundle import Golden, InputSpec, OutputSpec, read, write
+from edge_runtime.model.bundle import Golden, read, write
+from edge_runtime.model.manifest import OutputSpec
 from edge_runtime.model.session import (
     Session,
     SessionSettings,
@@ -20,6 +21,7 @@ from edge_runtime.model.session import (
     reconstruction_error,
     softmax,
 )
+from edge_runtime.records import InputSpec
 
 
 def session(path: Path, **settings: object) -> Session:

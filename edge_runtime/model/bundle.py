@@ -10,128 +10,19 @@ import hashlib
 import io
 import math
 import os
-import re
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError
-from edge_runtime.records import Floats, InputSpec
-
-__all__ = [
-    "Budgets",
-    "Bundle",
-    "FileEntry",
-    "Golden",
-    "Histogram",
-    "InputSpec",
-    "Manifest",
-    "OutputKind",
-    "OutputSpec",
-    "Provenance",
-    "Reference",
-    "Tolerance",
-    "encode",
-    "read",
-    "write",
-]
+from edge_runtime.model.manifest import FileEntry, Manifest, Reference, contradictions
+from edge_runtime.records import Floats
 
 MANIFEST, MODEL, GOLDEN, REFERENCE, CARD = "manifest.json", "model.onnx", "golden.npz", "reference.json", "card.md"
 MEMBERS = (MODEL, GOLDEN, REFERENCE, CARD)
-SCHEMA = 1
 MAX_BUNDLE_BYTES = 512 * 1024 * 1024
-NAME_PATTERN = "[A-Za-z0-9_-]{1,64}"
-VERSION_PATTERN = r"[0-9]+\.[0-9]+\.[0-9]+"
-RATES_HZ = (1e-6, 1e9)
-
-OutputKind = Literal["scores", "logits", "reconstruction", "error"]
-ERROR_KINDS: tuple[OutputKind, ...] = ("reconstruction", "error")
-
-
-class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the manifest says of one member. size in bytes."""
-
-    sha256: str
-    size: int
-
-
-class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the graph's output is.
-
-    scores: (batch, labels) in [0, 1]. logits: (batch, labels) raw. reconstruction: the input's shape.
-    error: (batch, 1) reconstruction error, computed inside the graph.
-    """
-
-    name: str
-    kind: OutputKind
-
-
-class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far an output may be from the golden one: absolute, in units of the output."""
-
-    absolute: float
-
-
-class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the export was asked to keep. max_drop: of the metric, absolute. None = not asked."""
-
-    max_drop: float | None = None
-    p95_ms: float | None = None
-    size_kb: float | None = None
-
-
-class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the model comes from. tools: package name to version. steps: in order."""
-
-    recipe: str
-    seed: int
-    tools: dict[str, str]
-    steps: tuple[str, ...]
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything the device must know of a model.
-
-    labels: one per score; empty for a reconstruction. threshold: of the reconstruction error above which
-    a window is an anomaly. session: extra ONNX Runtime session config entries. tolerances: numeric family
-    ("default" is always there) to how exactly the golden outputs must be met.
-    """
-
-    schema: int
-    name: str
-    version: str
-    precision: str
-    input: InputSpec
-    output: OutputSpec
-    labels: tuple[str, ...]
-    tolerances: dict[str, Tolerance]
-    files: dict[str, FileEntry]
-    provenance: Provenance
-    threshold: float | None = None
-    session: dict[str, str] = {}
-    budgets: Budgets = Budgets()
-
-    @property
-    def model_id(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-class Histogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Counts between edges; the first and last bin are open. len(counts) == len(edges) - 1 + 2."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the training data looked like, for drift: per-channel window mean and deviation, and the scores."""
-
-    features: dict[str, Histogram]
-    scores: dict[str, Histogram]
-    n: int
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -248,37 +139,6 @@ def _check_files(path: Path, manifest: Manifest, members: dict[str, bytes]) -> N
             )
 
 
-def _check_manifest(path: Path, manifest: Manifest) -> None:
-    spec = manifest.input
-    problems = [
-        (manifest.schema != SCHEMA, f"schema {manifest.schema}, this version reads {SCHEMA}"),
-        (not re.fullmatch(NAME_PATTERN, manifest.name), f"name {manifest.name!r}, wanted {NAME_PATTERN}"),
-        (
-            not re.fullmatch(VERSION_PATTERN, manifest.version),
-            f"version {manifest.version!r}, wanted 1.2.3",
-        ),
-        (not spec.channels, "no input channels"),
-        (len(spec.units) != len(spec.channels), f"{len(spec.units)} units for {len(spec.channels)} channels"),
-        (
-            spec.length < 1 or spec.hop < 1,
-            f"window of {spec.length} samples with hop {spec.hop}, both must be at least 1",
-        ),
-        (not RATES_HZ[0] <= (spec.rate_hz or 1.0) <= RATES_HZ[1], f"rate_hz {spec.rate_hz}, wanted {RATES_HZ}"),
-        (spec.layout == "NT" and len(spec.channels) != 1, f"layout NT with {len(spec.channels)} channels, wanted 1"),
-        ("default" not in manifest.tolerances, "no default tolerance"),
-        (len(set(manifest.labels)) != len(manifest.labels), f"labels repeat: {manifest.labels}"),
-        (
-            manifest.output.kind in ERROR_KINDS and manifest.threshold is None,
-            f"{manifest.output.kind} without a threshold",
-        ),
-        (manifest.output.kind not in ERROR_KINDS and not manifest.labels, f"{manifest.output.kind} without labels"),
-        (manifest.output.kind in ERROR_KINDS and bool(manifest.labels), f"{manifest.output.kind} with labels"),
-    ]
-    for wrong, fact in problems:
-        if wrong:
-            raise BundleError(str(path), f"{MANIFEST}: {fact}")
-
-
 def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -311,3 +171,8 @@ def _floats(raw: bytes) -> Floats:
     if math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError(f"shape {shape} does not fit {len(body)} bytes")
     return np.frombuffer(body, np.float32).reshape(shape)
+
+
+def _check_manifest(path: Path, manifest: Manifest) -> None:
+    for fact in contradictions(manifest):
+        raise BundleError(str(path), f"{MANIFEST}: {fact}")

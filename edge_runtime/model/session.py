@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError, DependencyError, ModelError, ProviderError
-from edge_runtime.model.bundle import ERROR_KINDS, Bundle
+from edge_runtime.model.bundle import Bundle
+from edge_runtime.model.manifest import ERROR_KINDS
 from edge_runtime.records import Floats
 
 if TYPE_CHECKING:

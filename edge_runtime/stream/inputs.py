@@ -26,12 +26,10 @@ class InputBuffer:
             grown[: self._used] = self._array
             self._array = grown
         row: Floats = self._array[self._used]
-        if self._layout == "NTC":
-            row[...] = values
-        elif self._layout == "NCT":
+        if self._layout == "NCT":
             row[...] = values.T
         else:
-            row[...] = values[:, 0]
+            row.reshape(values.shape)[...] = values
         self._used += 1
         return row
 

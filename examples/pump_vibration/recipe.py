@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from edge_runtime.demo.pump import AXES, FAULTS, LABELS, RATE_HZ, SCALE_G, Bearing, Fault, Pump, PumpSpec, to_int16
-from edge_runtime.model.bundle import InputSpec
-from edge_runtime.records import Floats
+from edge_runtime.records import Floats, InputSpec
 from export.recipe import Budget, Split, Splits
 
 NAME = "pump-vibration"

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model.bundle import InputSpec
-from edge_runtime.records import Floats
+from edge_runtime.records import Floats, InputSpec
 from export.recipe import Budget, Split, Splits
 
 NAME = "spoken-digits"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import demo_memory, machine, main_job, render, results, start, workloads
+from benchmarks import demo_memory, machine, main_job, payloads, render, results, start, workloads
 from benchmarks.broker import BrokerError
 from benchmarks.results import Latency, Line, Machine, MaxRate
 from benchmarks.subjects import SubjectError
@@ -18,12 +18,14 @@ from benchmarks.subjects import SubjectError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+PAYLOADS_PAGE = ROOT / "docs" / "payloads.md"
 QUICK = ROOT / "build" / "benchmarks"
 
 
 def main() -> int:
     """0 done, 1 when a subject failed, or lost, repeated or mistook a message."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("only", nargs="?", choices=["payloads"], help="measure nothing else")
     parser.add_argument("--quick", action="store_true", help="half a minute: shows that it works, measures nothing")
     parser.add_argument("--results", type=Path, help="folder for the JSON lines")
     parser.add_argument("--page", type=Path, help="file for the page")
@@ -32,19 +34,30 @@ def main() -> int:
     folder = options.results or (QUICK if options.quick else RESULTS)
     page = options.page or (QUICK / PAGE.name if options.quick else PAGE)
     try:
-        faults = 0 if options.render else _measure(folder, quick=options.quick)
+        faults = 0 if options.render else _measure(folder, quick=options.quick, only=options.only)
     except (BrokerError, SubjectError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render.page(results.read(folder)))
-    print(f"{page} written from {folder}", file=sys.stderr)
+    if not options.only:
+        _write(page, render.page(results.read(folder)))
+    table = render.with_payloads(PAYLOADS_PAGE.read_text(), results.read(folder / "payloads"))
+    _write(page.with_name(PAYLOADS_PAGE.name), table)
     return 1 if faults else 0
 
 
-def _measure(folder: Path, *, quick: bool) -> int:
-    """Run everything; how many messages were lost, repeated or mistaken."""
+def _write(page: Path, text: str) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text)
+    print(f"{page} written", file=sys.stderr)
+
+
+def _measure(folder: Path, *, quick: bool, only: str | None) -> int:
+    """Run everything, or only one; how many messages were lost, repeated or mistaken."""
     found = machine.describe(quick=quick)
+    rounds = payloads.QUICK_ROUNDS if quick else payloads.FULL_ROUNDS
+    results.write(folder / "payloads" / "lines.jsonl", _shown([found, *payloads.run(rounds, found)]))
+    if only:
+        return 0
     results.write(folder / "machine.jsonl", _shown([found]))
     with tempfile.TemporaryDirectory(prefix="edge-runtime-bench-") as name:
         scratch = Path(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import broker
 from benchmarks.results import Machine
 
-PACKAGES = ("paho-mqtt", "onnxruntime", "numpy", "msgspec")
+PACKAGES = ("paho-mqtt", "onnxruntime", "numpy", "msgspec", "cbor2")
 CODE = ("edge_runtime", "benchmarks/*.py", "pyproject.toml", "constraints.txt")
 IDLE_S = 2.0
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from benchmarks.results import Demo, Footprint, Latency, Line, Machine, MaxRate, Skipped, Start
+from benchmarks.results import Decode, Demo, Footprint, Latency, Line, Machine, MaxRate, Skipped, Start
 
 BASELINE, OURS, FLOOR = "naive", "daemon", "broker"
 RATE_AT_LEAST, START_AT_MOST, RSS_AT_MOST_MB = 1.0, 1.3, 85.0
@@ -41,6 +41,9 @@ METHOD = """\
 """
 
 
+PAYLOADS_BEGIN, PAYLOADS_END = "<!-- python -m benchmarks payloads: begin -->", "<!-- end -->"
+
+
 def page(lines: Sequence[Line]) -> str:
     """Markdown. Raises ValueError when there are no lines of a machine."""
     machines = _of(lines, Machine)
@@ -50,6 +53,15 @@ def page(lines: Sequence[Line]) -> str:
     parts += [_case(lines, case) for case in _cases(lines)]
     parts += [_starts(lines), _memory(lines), _generator(lines), METHOD.format(outstanding=_outstanding(lines))]
     return "\n".join(part for part in parts if part)
+
+
+def with_payloads(text: str, lines: Sequence[Line]) -> str:
+    """The page about payloads with its table made anew. Raises ValueError when it has no place for it, or no lines."""
+    before, begin, rest = text.partition(PAYLOADS_BEGIN)
+    _, end, after = rest.partition(PAYLOADS_END)
+    if not end:
+        raise ValueError(f"no {PAYLOADS_BEGIN} ... {PAYLOADS_END} in the page about payloads")
+    return f"{before}{begin}\n{_payloads(lines)}{end}{after}"
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
@@ -184,6 +196,28 @@ def _skipped(lines: Sequence[Line], case: Case, subject: str, rate_hz: float) ->
 
 def _cpu_us(lines: Iterable[MaxRate | Latency]) -> list[float]:
     return [line.cpu_us for line in lines if line.cpu_us is not None]
+
+
+def _payloads(lines: Sequence[Line]) -> str:
+    """Shape by shape: bytes, median and quartiles, and how often faster than the first subject."""
+    found = {(line.subject, line.shape): line for line in _of(lines, Decode)}
+    names = list(dict.fromkeys(name for name, _ in found))
+    shapes = list(dict.fromkeys(shape for _, shape in found))
+    rows = []
+    for name in names:
+        cells = [name]
+        for shape in shapes:
+            line, by_hand = found[name, shape], found[names[0], shape]
+            cost = f"{line.p50_us:.1f} ({line.p25_us:.1f} to {line.p75_us:.1f})"
+            cells += [f"{line.payload_bytes:,}", cost, f"{by_hand.p50_us / line.p50_us:.1f}x"]
+        rows.append(cells)
+    head = ["", *(title for shape in shapes for title in (f"{shape}: bytes", "µs", "speed"))]
+    machine, rounds = _of(lines, Machine)[0], max(line.rounds for line in found.values())
+    return (
+        f"{table(head, rows)}\nCPU time a message: median and quartiles of {rounds} interleaved rounds in one process, "
+        "each over about 2 ms of messages; speed against the first line. By hand nothing is checked.\n\n"
+        f"{_machine(machine)}"
+    )
 
 
 def _starts(lines: Sequence[Line]) -> str:

@@ -114,7 +114,20 @@ class Demo(_Line, tag="demo", kw_only=True, frozen=True):
     messages: int
 
 
-Line = Machine | MaxRate | Latency | Skipped | Footprint | Start | Demo
+class Decode(_Line, tag="decode", kw_only=True, frozen=True):
+    """Quartiles over rounds of the CPU time of one message in a source's decoder; each round over so many messages."""
+
+    subject: str
+    shape: str
+    payload_bytes: int
+    rounds: int
+    messages: int
+    p25_us: float
+    p50_us: float
+    p75_us: float
+
+
+Line = Machine | MaxRate | Latency | Skipped | Footprint | Start | Demo | Decode
 
 
 def write(path: Path, lines: Iterable[Line]) -> None:

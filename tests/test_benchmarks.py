@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import render, results, workloads  # noqa: E402
+from benchmarks import payloads, render, results, workloads  # noqa: E402
 from benchmarks.loadgen import Run, cut, judge, publish_frame  # noqa: E402
-from benchmarks.results import Demo, Latency, Line, Machine, MaxRate, Skipped, Start  # noqa: E402
+from benchmarks.results import Decode, Demo, Latency, Line, Machine, MaxRate, Skipped, Start  # noqa: E402
 from benchmarks.workloads import DIGITS, FIRST_NUMBER, PREFIX, Payload  # noqa: E402
 
 QUICK_S = 240
@@ -192,6 +192,9 @@ def test_a_quick_run_answers_every_message_once_with_its_label_and_makes_the_pag
     assert tried == {"naive", "daemon", "broker"}
     assert {line.subject for line in found if isinstance(line, Start)} == {"naive", "daemon"}
     assert [line.messages > 0 for line in found if isinstance(line, Demo)] == [True]
+    decoded = [line for line in results.read(tmp_path / "payloads") if isinstance(line, Decode)]
+    assert {line.subject for line in decoded} == set(payloads.VARIANTS)
+    assert (tmp_path / "payloads.md").read_text().count("| `raw` | 24 |") == 1
     text = page.read_text()
     assert all(f"(`{workload}`), QoS {qos}" in text for workload, qos in cases)
     assert "memory of the demo's daemon" in text

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
+import sys
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edge_runtime.errors import DecodeError
+from edge_runtime.errors import DecodeError, DependencyError
 from edge_runtime.records import Message, Properties
-from edge_runtime.stream.decode import DECODERS, SourceSettings, make_decoder
+from edge_runtime.stream.decode import SourceSettings, make_decoder
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 FLOATS = ["float16", "float32", "float64"]
@@ -145,9 +147,10 @@ def test_a_sequence_property_that_is_no_whole_number_is_refused(text: str) -> No
     ("fields", "words"),
     [
         ({"fields": ("a", "b")}, "names 2 channels"),
-        ({"format": "raw", "path": "a"}, "for format json"),
+        ({"format": "raw", "path": "a"}, "raw takes user properties"),
         ({"seq_field": "n"}, "path"),
         ({"fields": ("a",), "seq_field": "a.n"}, "both as a value and as an object"),
+        ({"fields": ("a",), "dtype": "int16"}, "fields asks for named numbers"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(fields: dict, words: str) -> None:
@@ -155,28 +158,138 @@ def test_settings_that_contradict_each_other_are_refused(fields: dict, words: st
         make_decoder(source(**fields), 1)
 
 
-@pytest.mark.parametrize("form", sorted(DECODERS))
-@given(payload=st.binary(max_size=200))
-def test_no_bytes_make_a_decoder_fail_in_another_way_than_it_says(form: str, payload: bytes) -> None:
-    decoder = make_decoder(source(format=form), 2)
+COUNTS = [[100, -200], [300, -400]]
+FRAMES = np.array(COUNTS, dtype="<i2").tobytes()
+ENCODED = {
+    "application/json": json.dumps(COUNTS).encode(),
+    "application/senml+json": json.dumps(COUNTS).encode(),
+    "Application/JSON; charset=UTF-8": json.dumps(COUNTS).encode(),
+    'application/json;charset="utf-8"': json.dumps(COUNTS).encode(),
+    "application/msgpack": msgspec.msgpack.encode(COUNTS),
+    "application/x-msgpack": msgspec.msgpack.encode(FRAMES),
+    "application/vnd.msgpack": msgspec.msgpack.encode(COUNTS),
+    "application/vnd.acme.v2+msgpack": msgspec.msgpack.encode(FRAMES),
+    "application/cbor": b"\x48" + FRAMES,
+    "application/senml+cbor": b"\x48" + FRAMES,
+    "application/octet-stream": FRAMES,
+    "application/octet-stream;shape=2x2": FRAMES,
+    "application/octet-stream; dtype=i32 ; shape=2x2": np.array(COUNTS, dtype="<i4").tobytes(),
+    "": FRAMES,
+}
 
-    try:
-        samples = decoder(message(payload), "s")
-    except DecodeError:
-        return
 
-    assert samples.values.shape[1] == 2
-    assert len(samples.values) >= 1
-    assert np.isfinite(samples.values).all()
+def typed(payload: bytes, content_type: str, **fields: object):
+    return decode(payload, 2, Properties(content_type=content_type), **fields)
 
 
-@given(
-    rows=st.lists(
-        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1
-    )
+@pytest.mark.parametrize("content_type", ENCODED)
+def test_the_content_type_goes_before_the_configured_format(content_type: str) -> None:
+    samples = typed(ENCODED[content_type], content_type, format="raw", dtype="int16", scale=0.5)
+
+    assert samples.values.tolist() == [[50, -100], [150, -200]]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+def test_every_type_has_its_name_and_a_short_one_in_a_content_type(dtype: str) -> None:
+    payload = np.array([[1, 2], [3, 100]], dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
+    short = {"i": "i", "u": "u", "f": "f"}[dtype[0]] + "".join(c for c in dtype if c.isdigit())
+
+    for name in (dtype, short):
+        assert typed(payload, f"application/octet-stream;dtype={name}").values.tolist() == [[1, 2], [3, 100]]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "words"),
+    [
+        ("text/plain", "'text/plain', known are application/octet-stream, application/json, "),
+        ("json", "known are"),
+        ("text/x+json", "known are"),
+        ("application/", "known are"),
+        (";", "known are"),
+        (" ", "known are"),
+        ("application/jsonx", "known are"),
+        ("application/json;charset=latin-1", "charset=latin-1, wanted utf-8"),
+        ("application/json;dtype=i16", "dtype=i16"),
+        ("application/cbor;shape=2x2", "shape=2x2"),
+        ("application/octet-stream;dtype=i12", "dtype=i12, known are int8, "),
+        ("application/octet-stream;dtype=", "dtype=, known are int8, "),
+        ("application/octet-stream;dtype", "wanted name=value"),
+        ("application/octet-stream;shape=2", "wanted rows x channels"),
+        ("application/octet-stream;shape=0x2", "wanted rows x channels"),
+        ("application/octet-stream;shape=2x2x1", "wanted rows x channels"),
+        ("application/octet-stream;shape=\u0662x\u0662", "wanted rows x channels"),
+        ("application/octet-stream;shape=2x" + "9" * 200, "wanted rows x channels"),
+        ("application/octet-stream;shape=4x1", "shape=4x1, wanted 2 channels"),
+        ("application/octet-stream;" + "x" * 60_000, "60025 characters, wanted at most 255"),
+        ("application/json" + ";" * 60_000, "wanted at most 255"),
+    ],
 )
-def test_what_a_producer_wrote_as_raw_or_json_is_what_comes_out(rows: list[list[float]]) -> None:
-    values = np.array(rows, dtype="<f4")
+def test_a_content_type_that_is_not_understood_is_refused(content_type: str, words: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        typed(FRAMES, content_type, format="raw", dtype="int16")
 
-    assert np.array_equal(decode(values.tobytes(), 3, format="raw").values, values)
-    assert np.array_equal(decode(json.dumps(rows).encode(), 3).values, values)
+    assert caught.value.reason == "content_type"
+    assert words in caught.value.detail
+
+
+@pytest.mark.parametrize("shape", ["1x2", "3x2", "999999999x2"])
+def test_a_payload_that_is_not_of_the_shape_it_says_is_refused(shape: str) -> None:
+    with pytest.raises(DecodeError, match=f"2 rows, its content type says {shape}") as caught:
+        typed(FRAMES, f"application/octet-stream;shape={shape}", format="raw", dtype="int16")
+
+    assert caught.value.reason == "shape"
+
+
+def test_bytes_without_numbers_do_not_come_in_where_the_source_asks_for_a_message_number() -> None:
+    with pytest.raises(DecodeError, match="no place for the source's seq_field") as caught:
+        typed(FRAMES, "application/octet-stream", path="v", seq_field="n")
+
+    assert caught.value.reason == "content_type"
+
+
+def test_content_types_without_number_leave_nothing_behind() -> None:
+    decoder = make_decoder(source(format="raw", dtype="int16"), 2)
+    choose = next(cell.cell_contents for cell in decoder.__closure__ if hasattr(cell.cell_contents, "cache_info"))
+
+    for rows in range(1, 1001):
+        properties = Properties(content_type=f"application/octet-stream;shape={rows}x2")
+        decoder(message(FRAMES[:4] * rows, properties=properties), "s")
+
+    assert choose.cache_info().currsize <= 32
+
+
+def test_numbers_and_bytes_in_one_stream_are_scaled_alike() -> None:
+    text = base64.b64encode(FRAMES).decode()
+
+    for payload in (text, COUNTS):
+        samples = decode(json.dumps({"v": payload}).encode(), 2, path="v", dtype="int16", scale=0.01, offset=1.0)
+        assert samples.values.tolist() == [[2.0, -1.0], [4.0, -3.0]]
+
+
+@pytest.fixture
+def no_cbor2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cbor2", None)
+
+
+@pytest.mark.usefixtures("no_cbor2")
+def test_cbor_without_its_package_is_refused_at_the_start() -> None:
+    with pytest.raises(DependencyError, match=r"pip install 'edge-runtime\[cbor\]'"):
+        make_decoder(source(format="cbor"), 2)
+
+
+@pytest.mark.usefixtures("no_cbor2")
+def test_a_cbor_message_without_its_package_is_refused_and_others_are_not() -> None:
+    with pytest.raises(DecodeError, match=r"pip install 'edge-runtime\[cbor\]'") as caught:
+        typed(b"\x82\x01\x02", "application/cbor")
+
+    assert caught.value.reason == "content_type"
+    assert typed(b"[1,2]", "application/json").values.tolist() == [[1, 2]]
+
+
+def test_cbor2_is_not_imported_for_sources_that_do_not_use_it() -> None:
+    code = (
+        "import sys; from edge_runtime.stream.decode import *;"
+        "make_decoder(SourceSettings(topic='t'), 1); assert 'cbor2' not in sys.modules"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,6 +11,7 @@ import msgspec
 from edge_runtime.delivery.ledger import NO_PIPELINE
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.errors import ConfigError
+from edge_runtime.model.gate import GateSettings
 from edge_runtime.model.manifest import NAME_PATTERN
 from edge_runtime.model.session import SessionSettings
 from edge_runtime.monitor.latency import LatencySettings
@@ -20,6 +21,7 @@ from edge_runtime.mqtt.topics import Tree, overlaps, parse_source
 from edge_runtime.settings import decode, read_toml
 from edge_runtime.stream.decide import DecideSettings
 from edge_runtime.stream.decode import SourceSettings
+from edge_runtime.stream.states import StateSettings
 from edge_runtime.stream.window import WindowSettings
 
 FILE_KEYS = ("ca", "cert", "key", "password_file")
@@ -47,7 +49,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One pipeline: source, model, window (by default the bundle's), decision, queue.
+    """One pipeline: source, model, window (by default the bundle's), state, decision, queue.
 
     publish: a result per window, or only when label or alarm change. execution: inline in the network thread, on
     the worker thread, or by the time one window takes at warm-up. delivery: `memory` is the only tier so far.
@@ -56,6 +58,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: SourceSettings
     model: str
     window: WindowSettings = WindowSettings()
+    state: StateSettings = StateSettings()
     decide: DecideSettings = DecideSettings()
     queue: QueueSettings = QueueSettings()
     delivery: Literal["memory"] = "memory"
@@ -74,6 +77,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pipelines: dict[str, PipelineSettings]
     latency: LatencySettings = LatencySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
+    gate: GateSettings = GateSettings()
 
 
 def load(path: Path) -> Config:

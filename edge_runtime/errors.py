@@ -7,6 +7,7 @@
     ├── ModelError           ONNX Runtime refuses the model or returns what the manifest rules out
     │   └── ProviderError    an execution provider that was asked for is not to be had
     ├── DependencyError      an optional package is needed and absent, or the platform has none
+    ├── RecordingError       a file is no recording, or one cannot be written
     ├── TransportError       the broker cannot be reached or refuses us
     └── ExportError          a model cannot be exported, quantized or proven equal
 
@@ -66,6 +67,15 @@ class ProviderError(ModelError):
 
 class DependencyError(EdgeRuntimeError):
     """An optional package is needed and absent; the text says what to install."""
+
+
+class RecordingError(EdgeRuntimeError):
+    """A file is no recording, of a newer format, or cannot be written."""
+
+    def __init__(self, path: str, fact: str) -> None:
+        super().__init__(f"{path}: {fact}")
+        self.path = path
+        self.fact = fact
 
 
 class TransportError(EdgeRuntimeError):

@@ -74,6 +74,7 @@ class Loop:
         self._lanes = {lane.pipeline.name: lane for lane in lanes}
         self._ledger, self._publications, self._worker, self._now_ns = ledger, publications, worker, now_ns
         self._waiting: dict[int, Stream] = {}
+        self._event_tokens: dict[int, Stream] = {}
         self._state_tokens: dict[int, str] = {}
         self._states: dict[str, Outgoing] = {}
         self._refused_states: set[str] = set()
@@ -225,6 +226,9 @@ class Loop:
             self._waiting[token] = (turn.pipeline, result.stream)
         for change in turn.state_changes:
             self._publish_state(self._publications.state_change(turn.pipeline, change))
+        for segment in turn.events:
+            token = self._publisher.publish(self._publications.event(segment))
+            self._event_tokens[token] = (turn.pipeline, segment.stream)
         self._publish_dead_letters(turn.pipeline, turn.dead_letters)
         if turn.emitted_ns and self._publisher.connected:
             self._unsent.append((lane.recorder, turn.emitted_ns))
@@ -256,10 +260,13 @@ class Loop:
             self.publish_refusals += bool(reason)
             stream = self._waiting.pop(token, None)
             topic = self._state_tokens.pop(token, None)
+            event = self._event_tokens.pop(token, None)
             if topic is not None and reason:
                 self._refused_states.add(topic)
+            if event is not None and reason:
+                self._ledger.event_dropped(*event, _in_short(reason))
             if stream is not None and reason:
-                self._ledger.result_dropped(*stream, reason.partition(":")[0][:REASON_CHARACTERS])
+                self._ledger.result_dropped(*stream, _in_short(reason))
             elif stream is not None:
                 self._ledger.confirmed(*stream)
 
@@ -267,4 +274,9 @@ class Loop:
         return lane.has_work and len(self._waiting) < self._max_waiting
 
     def _busy(self) -> bool:
-        return bool(self._waiting) or any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
+        unconfirmed = self._waiting or self._event_tokens
+        return bool(unconfirmed) or any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
+
+
+def _in_short(reason: str) -> str:
+    return reason.partition(":")[0][:REASON_CHARACTERS]

@@ -5,15 +5,16 @@ Shapes and units stand with each record. `*_ns` is the monotonic clock, `*_unix_
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+State = tuple[npt.NDArray[Any], ...]
 
-Layout = Literal["NTC", "NCT", "NT", "NF", "N1TC", "NTC1"]
+Layout = Literal["NTC", "NCT", "NT", "NF", "N1TC", "N1CT", "NTC1"]
 Stage = Literal["receive", "queue", "decode", "window", "infer", "decide", "publish"]
 STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide", "publish")
 
@@ -51,7 +52,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """One PUBLISH to be written. message_expiry_s is sent on MQTT 5 only."""
+    """One PUBLISH to be written. content_type and all after it are sent on MQTT 5 only."""
 
     topic: str
     payload: bytes
@@ -59,13 +60,17 @@ class Outgoing(msgspec.Struct, frozen=True):
     retain: bool = False
     content_type: str = ""
     message_expiry_s: int | None = None
+    user: tuple[tuple[str, str], ...] = ()
+    response_topic: str = ""
+    correlation_data: bytes = b""
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one window is: length samples of the named channels, in the given units.
 
     rate_hz: samples per second, or None when unknown. layout: NTC (batch, length, channels), NCT (batch, channels,
-    length), NT (batch, length) for a single channel, NF (batch, length * channels), N1TC and NTC1 with an axis of 1.
+    length), NT (batch, length) for a single channel, NF (batch, length * channels), N1TC, N1CT and NTC1 with an axis
+    of 1.
     lead_in: zeros that stand before the first sample of a stream, and again after a gap that resets it.
     """
 
@@ -87,9 +92,15 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "NT": (length,),
             "NF": (length * channels,),
             "N1TC": (1, length, channels),
+            "N1CT": (1, channels, length),
             "NTC1": (length, channels, 1),
         }
         return shapes[self.layout]
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether a channel's samples lie together in the model's layout."""
+        return self.layout in ("NCT", "N1CT")
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -176,7 +187,10 @@ class AlarmState(msgspec.Struct, frozen=True):
 
 
 class StateChange(msgspec.Struct, frozen=True):
-    """The retained document published when a stream's alarm changes. since: Unix seconds. id: of the result."""
+    """The retained document published when a stream's alarm changes.
+
+    since: Unix seconds. id: of the result.
+    """
 
     on: bool
     label: str
@@ -184,6 +198,30 @@ class StateChange(msgspec.Struct, frozen=True):
     since: float
     id: str
     stream: str
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Consecutive windows of one stream for which its alarm was on; published as an event when that has ended.
+
+    id: the same in every run that cuts the same windows. start, end: t0 of the first and t1 of the last window.
+    label, model, peak_score, peak_at: of the window that spoke loudest for the alarm, and its t1. All times in Unix
+    seconds. windows: how many. seq: first and last message number. flags: those of its windows, and "gap" too when a
+    gap inside it reset the stream.
+    """
+
+    v: int
+    id: str
+    pipeline: str
+    stream: str
+    model: str
+    label: str
+    start: float
+    end: float
+    peak_score: float
+    peak_at: float
+    windows: int
+    seq: tuple[int, int]
+    flags: tuple[str, ...]
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -223,13 +261,14 @@ class Queued(msgspec.Struct, frozen=True):
 class Turn(msgspec.Struct):
     """The unit of work of one pipeline: what its queues held when a slot was free, and what became of it.
 
-    Filled by ingest (accepted .. marks), predict (prediction) and emit (results .. alarms), in that order;
-    settled once, whatever it holds.
+    Filled by ingest (accepted .. marks), predict (prediction, model_states) and emit (results .. segments), in that
+    order; settled once, whatever it holds.
     accepted: (stream, message key, message) of every input the windower took. inputs: (windows, ...) float32 in
     the model's layout. times_ns: per window, what its completing message cost in (receive, queue, decode, window).
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last
     message was received and when it was decided. unchanged: results not published because nothing changed, per
-    stream. marks, alarms: the new value of each small state that this turn changed, per stream, as of this turn.
+    stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
+    the new value of each small state that this turn changed, per stream, as of this turn.
     """
 
     pipeline: str
@@ -244,9 +283,12 @@ class Turn(msgspec.Struct):
     dead_letters: list[DeadLetter] = []
     marks: dict[str, SequenceMark] = {}
     prediction: Prediction | None = None
+    model_states: dict[str, State] = {}
     results: list[Result] = []
     emitted_ns: list[tuple[int, int]] = []
     window_drops: dict[tuple[str, str], int] = {}
     unchanged: dict[str, int] = {}
     state_changes: list[StateChange] = []
+    events: list[Segment] = []
     alarms: dict[str, AlarmState] = {}
+    segments: dict[str, Segment | None] = {}

@@ -161,12 +161,17 @@ def _fits(value: object, wanted: inspect.Type) -> bool:
         case inspect.FloatType():
             return _is_finite_number(value) and _within(cast("float", value), wanted)
         case inspect.StrType():
-            return isinstance(value, str) and _length_fits(len(value), wanted) and _matches(value, wanted.pattern)
+            return isinstance(value, str) and _text_fits(value, wanted)
         case inspect.LiteralType():
             return any(type(value) is type(choice) and value == choice for choice in wanted.values)
         case inspect.StructType() | inspect.DictType() | inspect.VarTupleType() | inspect.TupleType():
             return False
     raise TypeError(f"{wanted} cannot be a setting")
+
+
+def _text_fits(text: str, wanted: inspect.StrType) -> bool:
+    """NUL stands neither in paths nor in MQTT's texts."""
+    return "\x00" not in text and _length_fits(len(text), wanted) and _matches(text, wanted.pattern)
 
 
 def _is_finite_number(value: object) -> bool:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
 from edge_runtime.model.bundle import Golden, write
-from edge_runtime.model.manifest import Histogram, Manifest, OutputSpec, Provenance, Reference, Tolerance
+from edge_runtime.model.manifest import (
+    Histogram,
+    Manifest,
+    OutputSpec,
+    Provenance,
+    Reference,
+    ScalarInput,
+    StateSpec,
+    Tolerance,
+)
 from edge_runtime.records import InputSpec
 
 REFERENCE = Reference(features={"x.mean": Histogram((0.0, 1.0), (0, 4, 0))}, scores={}, n=4)
@@ -85,3 +95,52 @@ def write_means_bundle(path: Path, manifest: Manifest | None = None, *, model: b
     body = model or means_model(length=spec.length, channels=len(spec.channels))
     write(path, manifest, model=body, golden=golden, reference=REFERENCE, card="# means\n")
     return path
+
+
+def running_model(*, length: int, channels: int, batch: int | str = "batch") -> bytes:
+    """A streaming model: stateN = state / 2 + mean(x), y = stateN[0] * gain. The state's batch axis is 1."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, length, channels])
+    state = helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, batch, channels])
+    gain = helper.make_tensor_value_info("gain", TensorProto.FLOAT, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels])
+    state_after = helper.make_tensor_value_info("stateN", TensorProto.FLOAT, [2, batch, channels])
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+        helper.make_tensor("first", TensorProto.INT64, [], [0]),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
+        helper.make_node("Mul", ["state", "half"], ["kept"]),
+        helper.make_node("Add", ["kept", "means"], ["stateN"]),
+        helper.make_node("Gather", ["stateN", "first"], ["newest"], axis=0),
+        helper.make_node("Mul", ["newest", "gain"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "running", [x, state, gain], [y, state_after], initializer=constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def write_running_bundle(
+    path: Path, manifest: Manifest | None = None, *, batch: int | str = "batch", gain: float = 0.25
+) -> Path:
+    """A bundle of running_model whose golden outputs are computed here."""
+    if manifest is None:
+        state = StateSpec("state", "stateN", (2, 1, 2), batch_axis=1 if batch == "batch" else None)
+        manifest = msgspec.structs.replace(
+            means_manifest(), name="running", states=(state,), scalars=(ScalarInput("gain", gain),)
+        )
+    inputs = np.random.default_rng(0).random((6, *manifest.input.shape()), dtype=np.float32)
+    golden = Golden(inputs, running(inputs) * np.float32(gain))
+    body = running_model(length=manifest.input.length, channels=2, batch=batch)
+    write(path, manifest, model=body, golden=golden, reference=REFERENCE, card="# running\n")
+    return path
+
+
+def running(windows: np.ndarray) -> np.ndarray:
+    """What the newest state of running_model is after each window of one stream. windows: (n, length, channels)."""
+    state, states = np.zeros(windows.shape[2], np.float32), []
+    for window in windows:
+        state = state / 2 + window.mean(axis=0, dtype=np.float32)
+        states.append(state)
+    return np.array(states, np.float32)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.delivery.ledger import ALL, NO_PIPELINE, Imbalance, Ledger, render
-from edge_runtime.records import DeadLetter, Message, Queued, Result, Turn
+from edge_runtime.records import DeadLetter, Message, Queued, Result, Segment, Turn
 
 V, A, B = "vibration", "press-1", "press-2"
 MESSAGE = Message("plant/press-1/vib", b"", 0)
@@ -324,6 +324,18 @@ def test_the_text_has_three_lines_a_pipeline_and_the_verdict() -> None:
         "vibration: results 39 = confirmed 28 + waiting 1 + unchanged 9 + dropped 1 (rejected 1)",
         "balanced",
     ]
+
+
+def test_events_stand_beside_the_equations() -> None:
+    ledger = Ledger()
+    segment = Segment(1, "e", V, A, "m@1", "worn", 0.0, 1.0, 0.9, 1.0, 2, (0, 1), ())
+    ledger.settle(turn(events=[segment, segment]))
+    ledger.event_dropped(V, A, "refused")
+    view = ledger.totals({}, {}, {})
+
+    assert view.imbalances == ()
+    assert (view.overall.events, view.overall.events_dropped) == (2, {"refused": 1})
+    assert render(view).splitlines()[2].endswith("; events 2, dropped 1 (refused 1)")
 
 
 @pytest.mark.parametrize(("streams", "last"), [(1, "accounted for"), (25, "off: 15 more")])

@@ -336,6 +336,45 @@ def test_an_alarm_is_published_retained_when_it_turns() -> None:
     assert all(out.retain and out.qos == 1 for out in retained)
 
 
+def test_an_event_is_published_when_the_alarm_has_ended() -> None:
+    bench = Bench()
+    for rows in (STILL, MOVING, MOVING, STILL, MOVING):
+        bench.arrive(rows)
+    bench.steps()
+    (event,) = bench.documents("/event/a")
+
+    assert (event["label"], event["windows"], event["seq"]) == ("moving", 2, [1, 2])
+    assert (bench.account().events, bench.account().events_dropped) == (1, {})
+
+
+def test_an_event_that_is_refused_is_counted_with_the_reason_and_not_sent_again() -> None:
+    bench = Bench()
+    bench.client.refuse_with = "Not authorized: by the ACL"
+    for rows in (MOVING, STILL):
+        bench.arrive(rows)
+    bench.steps()
+    bench.client.refuse_with = ""
+    bench.loop.retry_states()
+    bench.steps()
+
+    assert len(bench.documents("/event/a")) == 1
+    assert (bench.account().events, bench.account().events_dropped) == (1, {"Not authorized": 1})
+
+
+def test_draining_waits_for_the_confirmation_of_an_event() -> None:
+    bench = Bench()
+    answered, published = bench.client.confirmed, bench.client.published
+    bench.client.confirmed = lambda: [(n, why) for n, why in answered() if "/event/" not in published[n - 1].topic]
+    for rows in (MOVING, STILL):
+        bench.arrive(rows)
+    bench.steps()
+    assert (bench.account().waiting, bench.loop.drain(deadline_ns=0)) == (0, False)
+
+    bench.client.confirmed = lambda: [(len(published), "")]
+    bench.steps()
+    assert bench.loop.drain(deadline_ns=0)
+
+
 def test_draining_finishes_what_was_accepted_and_leaves_the_rest_with_the_broker() -> None:
     model = HeldModel()
     bench = Bench(model=model, worker=True)

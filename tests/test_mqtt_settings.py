@@ -96,3 +96,14 @@ def test_missing_files_are_named_with_their_key(tmp_path: Path) -> None:
         CallbackClient(MqttSettings(url="mqtts://b", ca=missing), client_id="c")
     with pytest.raises(ConfigError, match=f"mqtt: cert: {missing} with {missing} cannot be used: No such file"):
         CallbackClient(MqttSettings(url="mqtts://b", ca=str(authority.cert), cert=missing, key=missing), client_id="c")
+
+
+def test_a_password_longer_than_mqtt_takes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.touch(mode=0o600)
+    path.write_text("x" * 65_535)
+    assert len(read_password(str(path))) == 65_535
+
+    path.write_text("x" * 65_536)
+    with pytest.raises(ConfigError, match="65535 bytes"):
+        read_password(str(path))

@@ -165,6 +165,7 @@ def test_the_tree_is_the_one_that_is_documented() -> None:
     assert tree.metrics == "edge/v1/press-1/metrics"
     assert tree.out("vib", "a/b") == "edge/v1/press-1/p/vib/out/a/b"
     assert tree.state("vib", "p1") == "edge/v1/press-1/p/vib/state/p1"
+    assert tree.event("vib", "p1") == "edge/v1/press-1/p/vib/event/p1"
     assert tree.dead("vib") == "edge/v1/press-1/p/vib/dead"
     assert overlaps(tree.everything, tree.out("vib", "p1"))
 

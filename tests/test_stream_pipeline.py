@@ -108,14 +108,24 @@ def test_result_ids_are_the_same_in_every_run_and_differ_between_windows() -> No
     assert len(set(ids())) == 4
 
 
-@pytest.mark.parametrize("layout", ["NTC", "NCT"])
-def test_the_model_gets_its_own_layout(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("NTC", (1, 4, 2)),
+        ("NCT", (1, 2, 4)),
+        ("NF", (1, 8)),
+        ("N1TC", (1, 1, 4, 2)),
+        ("N1CT", (1, 1, 2, 4)),
+        ("NTC1", (1, 4, 2, 1)),
+    ],
+)
+def test_the_model_gets_its_own_layout(layout: str, shape: tuple[int, ...]) -> None:
     bench = Bench(layout=layout)
-    turn = bench.pipeline.ingest([bench.message([[1, 2], [3, 4], [5, 6], [7, 8]])])
-    rows = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    turn = bench.pipeline.ingest([bench.message(rows.tolist())])
 
-    assert turn.inputs.shape == ((1, 4, 2) if layout == "NTC" else (1, 2, 4))
-    assert np.array_equal(turn.inputs[0], rows if layout == "NTC" else rows.T)
+    assert turn.inputs.shape == shape
+    assert np.array_equal(turn.inputs[0], (rows.T if "CT" in layout else rows).reshape(shape[1:]))
     assert turn.inputs.flags.c_contiguous
 
 

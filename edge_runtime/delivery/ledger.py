@@ -14,6 +14,7 @@ derived from the other terms; otherwise the check could not fail.
     the loop, windows given up             window_dropped (shutdown, ...)
     mqtt, PUBACK or written at QoS 0       confirmed
     the outbox, a result given up          result_dropped (expired, rejected, shutdown, ...)
+    the outbox, an event given up          event_dropped; events are in no equation
     gauge: loop and queues                 queued: messages in queues and in turns not yet settled
     gauge: loop                            in_flight: windows in turns not yet settled
     gauge: outbox                          waiting: results settled and not yet confirmed
@@ -40,7 +41,8 @@ class Account(msgspec.Struct):
     """What was counted of one stream of a pipeline, or, with "*" as its name, of several together.
 
     dropped: messages by reason; windows_dropped, results_dropped likewise. unchanged: results not published because
-    nothing changed. lost_before_us: message numbers that never came. restarts: of producers' numbering.
+    nothing changed. events: segments that ended; events_dropped: those that will not be sent, by reason.
+    lost_before_us: message numbers that never came. restarts: of producers' numbering.
     queued (messages), in_flight (windows), waiting (results) are the gauges, as they were told.
     """
 
@@ -60,6 +62,8 @@ class Account(msgspec.Struct):
     waiting: int = 0
     unchanged: int = 0
     results_dropped: dict[str, int] = {}
+    events: int = 0
+    events_dropped: dict[str, int] = {}
     lost_before_us: int = 0
     restarts: int = 0
 
@@ -123,6 +127,10 @@ class Ledger:
         """Settled results will not be sent."""
         _add(self._account(pipeline, stream).results_dropped, reason, n)
 
+    def event_dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
+        """Events of settled turns will not be sent; in no equation."""
+        _add(self._account(pipeline, stream).events_dropped, reason, n)
+
     def lost_before_us(self, pipeline: str, stream: str, n: int = 1) -> None:
         """Numbers are missing in a producer's sequence; in no equation."""
         self._account(pipeline, stream).lost_before_us += n
@@ -149,6 +157,8 @@ class Ledger:
             self.window_dropped(pipeline, stream, reason, n)
         for stream, n in _tally(result.stream for result in turn.results).items():
             self._account(pipeline, stream).results += n
+        for segment in turn.events:
+            self._account(pipeline, segment.stream).events += 1
         for stream, n in turn.unchanged.items():
             account = self._account(pipeline, stream)
             account.results += n
@@ -242,9 +252,11 @@ def _render_account(a: Account) -> Iterator[str]:
         f"{a.pipeline}: windows completed {a.windows:,} = results {a.results:,}"
         f" + {_render_drops(a.windows_dropped)} + in flight {a.in_flight:,}"
     )
+    events = f"; events {a.events:,}" if a.events else ""
+    events += f", {_render_drops(a.events_dropped)}" if a.events_dropped else ""
     yield (
         f"{a.pipeline}: results {a.results:,} = confirmed {a.confirmed:,} + waiting {a.waiting:,}"
-        f" + unchanged {a.unchanged:,} + {_render_drops(a.results_dropped)}"
+        f" + unchanged {a.unchanged:,} + {_render_drops(a.results_dropped)}{events}"
     )
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError, DependencyError, ModelError, ProviderError
-from edge_runtime.model.bundle import Bundle
-from edge_runtime.model.manifest import ERROR_KINDS
-from edge_runtime.records import Floats
+from edge_runtime.model.bundle import Bundle, Golden
+from edge_runtime.model.signature import check_signature, check_width
+from edge_runtime.records import Floats, State
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -111,39 +111,93 @@ class Session:
         self, bundle: Bundle, settings: SessionSettings, *, now_ns: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         """Raises BundleError when the model is not what the manifest says, ProviderError, DependencyError."""
-        self.manifest = bundle.manifest
+        manifest = self.manifest = bundle.manifest
         self.settings = settings
-        self.model_id = bundle.manifest.model_id
+        self.model_id = manifest.model_id
         try:
-            self._session = create(bundle.model, settings=settings, entries=bundle.manifest.session)
+            self._session = create(bundle.model, settings=settings, entries=manifest.session)
         except ProviderError:
             raise
         except ModelError as error:
             raise BundleError(bundle.path, f"model.onnx: {error}") from error
-        self._input = bundle.manifest.input.name
-        self._outputs = [bundle.manifest.output.name]
-        self.dynamic_batch = _check_signature(bundle, self._session)
+        self._input = manifest.input.name
+        self._scalars = {s.name: np.full(s.shape, s.value, s.dtype) for s in manifest.scalars}
+        self._outputs = [manifest.output.name, *(state.output for state in manifest.states)]
+        self.dynamic_batch = check_signature(bundle, self._session.get_inputs(), self._session.get_outputs())
         self._largest_batch = settings.max_batch if self.dynamic_batch else 1
         self._run = self._session.run
         self.golden_error = self._check_golden(bundle)
         self.infer_ns = self._measure(bundle.golden.inputs[:1], now_ns)
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the model carries a state from window to window of a stream: `step` does that."""
+        return bool(self.manifest.states)
+
     def predict(self, inputs: Floats) -> Floats:
         """Scores of a batch.
 
         inputs: (batch, ...) float32 in the model's layout, contiguous. Returns (batch, labels) in [0, 1], or
-        (batch, 1) reconstruction error.
+        (batch, 1) reconstruction error. To a streaming model each window is the first of a stream.
         """
+        if self.is_streaming:
+            return self.step(inputs, [self.initial()] * len(inputs))[0]
         if len(inputs) <= self._largest_batch:
-            raw = self._run(self._outputs, {self._input: inputs})[0]
+            raw = self._run(self._outputs, {self._input: inputs, **self._scalars})[0]
         else:
             raw = self._run_in_parts(inputs, self._largest_batch)
         return self._scores(inputs, raw)
 
+    def initial(self) -> State:
+        """The state a stream begins with: zeros."""
+        return tuple(np.zeros(state.shape, state.dtype) for state in self.manifest.states)
+
+    def step(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
+        """Scores of one window of each of several streams, and their states after it.
+
+        inputs: (streams, ...) float32 in the model's layout. Returns scores as `predict` does.
+        """
+        raw, after = self._step_raw(inputs, states)
+        return self._scores(inputs, raw), after
+
+    def _step_raw(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
+        size = self._largest_batch
+        parts = [self._step_once(inputs[i : i + size], states[i : i + size]) for i in range(0, len(inputs), size)]
+        raw = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
+        return raw, [state for _, after in parts for state in after]
+
+    def _step_once(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
+        specs = self.manifest.states
+        feed = {self._input: inputs, **self._scalars}
+        if len(states) == 1:
+            feed |= {spec.input: array for spec, array in zip(specs, states[0], strict=True)}
+            raw, *after = self._run(self._outputs, feed)
+            return raw, [tuple(after)]
+        for i, spec in enumerate(specs):
+            feed[spec.input] = np.concatenate([state[i] for state in states], axis=spec.batch_axis)
+        raw, *joined = self._run(self._outputs, feed)
+        split = [
+            np.split(array, len(states), axis=spec.batch_axis or 0) for spec, array in zip(specs, joined, strict=True)
+        ]
+        return raw, [tuple(array.copy() for array in of_stream) for of_stream in zip(*split, strict=True)]
+
     def _run_in_parts(self, inputs: Floats, step: int) -> Floats:
-        parts = [self._run(self._outputs, {self._input: inputs[i : i + step]})[0] for i in range(0, len(inputs), step)]
-        joined: Floats = np.concatenate(parts)
+        feeds = ({self._input: inputs[i : i + step], **self._scalars} for i in range(0, len(inputs), step))
+        joined: Floats = np.concatenate([self._run(self._outputs, feed)[0] for feed in feeds])
         return joined
+
+    def _run_as_streams(self, streams: Sequence[Floats]) -> list[Floats]:
+        """Streams of equally many windows, side by side, each from the initial state; what the graph returns."""
+        states = [self.initial()] * len(streams)
+        steps = []
+        for windows in zip(*streams, strict=True):
+            raw, states = self._step_raw(np.stack(windows), states)
+            for spec, array in zip(self.manifest.states, states[0], strict=True):
+                if array.shape != spec.shape:
+                    raise ModelError(f"state {spec.output} has shape {array.shape}, manifest says {spec.shape}")
+            steps.append(raw)
+        together: Floats = np.stack(steps, axis=1)
+        return list(together)
 
     def _scores(self, inputs: Floats, raw: Floats) -> Floats:
         kind = self.manifest.output.kind
@@ -151,37 +205,52 @@ class Session:
             return softmax(raw)
         if kind == "reconstruction":
             return reconstruction_error(inputs, raw)
-        return raw.reshape(len(inputs), -1)
+        scores: Floats = raw.reshape(len(inputs), -1)
+        return np.hstack((1 - scores, scores)) if kind == "probability" else scores
 
     def _check_golden(self, bundle: Bundle) -> float:
-        """Run the golden vectors alone, in pairs and together; the largest deviation.
+        """Run the golden vectors as they will be run here; the largest deviation.
 
         Raises BundleError when it exceeds the tolerance, or the model does not run.
         """
         wanted = bundle.golden.outputs
         deviation = 0.0
-        for step in sorted({1, min(2, self._largest_batch), self._largest_batch}):
-            try:
-                found = self._run_in_parts(bundle.golden.inputs, step)
-            except Exception as error:
-                raise BundleError(bundle.path, f"golden vectors do not run: {_first_line(error)}") from error
+        try:
+            runs = self._golden_streams(bundle.golden) if self.is_streaming else self._golden_batches(bundle.golden)
+        except Exception as error:
+            raise BundleError(bundle.path, f"golden vectors do not run: {_first_line(error)}") from error
+        for found, expected in runs:
             if found.shape != wanted.shape or found.dtype != wanted.dtype:
                 shapes = f"{found.dtype} {found.shape} for the golden vectors, wanted {wanted.dtype} {wanted.shape}"
                 raise BundleError(bundle.path, f"model returns {shapes}")
-            deviation = float(np.maximum(deviation, np.max(np.abs(found - wanted))))
-        _check_width(bundle, wanted)
+            deviation = float(np.maximum(deviation, np.max(np.abs(found - expected))))
+        check_width(bundle, wanted)
         allowed = bundle.manifest.tolerances["default"].absolute
         if not deviation <= allowed:
             raise BundleError(bundle.path, f"golden vectors: outputs differ by {deviation:.3g}, allowed {allowed:.3g}")
         return deviation
 
+    def _golden_batches(self, golden: Golden) -> list[tuple[Floats, Floats]]:
+        """Alone, in pairs and together: what came out, and what was wanted."""
+        steps = sorted({1, min(2, self._largest_batch), self._largest_batch})
+        return [(self._run_in_parts(golden.inputs, step), golden.outputs) for step in steps]
+
+    def _golden_streams(self, golden: Golden) -> list[tuple[Floats, Floats]]:
+        """As one stream, and beside the same windows in reverse, whose states must not touch each other."""
+        alone, reverse = self._run_as_streams([golden.inputs])[0], golden.inputs[::-1]
+        reverse_alone = self._run_as_streams([reverse])[0]
+        together, reverse_together = self._run_as_streams([golden.inputs, reverse])
+        return [(alone, golden.outputs), (together, golden.outputs), (reverse_together, reverse_alone)]
+
     def _measure(self, one: Floats, now_ns: Callable[[], int]) -> int:
         """Median time of one window in ns, after the golden vectors have warmed the session up."""
+        initial = {spec.input: array for spec, array in zip(self.manifest.states, self.initial(), strict=True)}
+        feed = {self._input: one, **self._scalars, **initial}
         times: list[int] = []
         begun_ns = now_ns()
         while len(times) < WARM_UP_RUNS and (not times or now_ns() - begun_ns < WARM_UP_NS):
             start_ns = now_ns()
-            self._run(self._outputs, {self._input: one})
+            self._run(self._outputs, feed)
             times.append(now_ns() - start_ns)
         return sorted(times)[len(times) // 2]
 
@@ -198,39 +267,6 @@ def reconstruction_error(inputs: Floats, outputs: Floats) -> Floats:
     difference = (outputs - inputs).reshape(len(inputs), -1)
     error: Floats = np.mean(np.square(difference), axis=1, keepdims=True)
     return error
-
-
-def _check_signature(bundle: Bundle, session: onnxruntime.InferenceSession) -> bool:
-    """Hold the graph against the manifest; whether the batch axis is dynamic."""
-    manifest = bundle.manifest
-    inputs = {node.name: node for node in session.get_inputs()}
-    outputs = {node.name: node for node in session.get_outputs()}
-    if list(inputs) != [manifest.input.name]:
-        raise BundleError(bundle.path, f"graph inputs are {list(inputs)}, manifest says [{manifest.input.name!r}]")
-    if manifest.output.name not in outputs:
-        raise BundleError(bundle.path, f"graph outputs are {list(outputs)}, manifest says {manifest.output.name!r}")
-    node = inputs[manifest.input.name]
-    shape = tuple(node.shape[1:])
-    wanted = manifest.input.shape()
-    fits = len(shape) == len(wanted) and all(
-        found == want or not isinstance(found, int) for found, want in zip(shape, wanted, strict=True)
-    )
-    if node.type != "tensor(float)" or not fits:
-        raise BundleError(bundle.path, f"graph input is {node.type} {shape}, manifest says tensor(float) {wanted}")
-    batch = node.shape[0]
-    if isinstance(batch, int) and batch != 1:
-        raise BundleError(bundle.path, f"graph has a fixed batch of {batch}, wanted a dynamic one or 1")
-    return not isinstance(batch, int)
-
-
-def _check_width(bundle: Bundle, found: Floats) -> None:
-    manifest = bundle.manifest
-    width = found.reshape(len(found), -1).shape[1]
-    labels = len(manifest.labels)
-    if manifest.output.kind not in ERROR_KINDS and width != labels:
-        raise BundleError(bundle.path, f"model returns {width} {manifest.output.kind} for {labels} labels")
-    if manifest.output.kind == "error" and width != 1:
-        raise BundleError(bundle.path, f"model returns {width} errors a window, wanted 1")
 
 
 def _first_line(error: Exception) -> str:

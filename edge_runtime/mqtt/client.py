@@ -19,7 +19,7 @@ from edge_runtime.mqtt.backoff import Backoff
 from edge_runtime.mqtt.link import Link
 from edge_runtime.mqtt.presence import Presence
 from edge_runtime.mqtt.sending import SendQueue
-from edge_runtime.mqtt.settings import MAX_PACKET_BYTES, MqttSettings, parse_url
+from edge_runtime.mqtt.settings import MqttSettings, parse_url
 from edge_runtime.mqtt.topics import Subscription
 from edge_runtime.mqtt.transport import Counters
 from edge_runtime.records import Message, Outgoing
@@ -27,7 +27,6 @@ from edge_runtime.records import Message, Outgoing
 log = logging.getLogger(__name__)
 
 MAX_MESSAGES = 64
-DEFAULT_WINDOW = 65_535
 HOUSEKEEPING_NS = 500_000_000
 RETRY_SOON = {"Unspecified error", "Server unavailable", "Server busy", "Quota exceeded", "Connection rate exceeded"}
 
@@ -64,6 +63,8 @@ class CallbackClient:
             raise ValueError("subscriptions are made at QoS 0 or 1")
         self.counters = Counters()
         self.refused_filters: dict[str, str] = {}
+        self.downgraded_filters: dict[str, int] = {}
+        self.limits: wire.Limits | None = None
         self._settings = settings
         self._subscriptions = list(subscriptions)
         self._presence = presence
@@ -225,7 +226,7 @@ class CallbackClient:
             self.counters.sessions_lost += 1
         self.counters.connects += 1
         log.info("mqtt_connected", extra={**self._facts, "epoch": self._epoch, "session_present": session_present})
-        self.refused_filters = {}
+        self.refused_filters, self.downgraded_filters = {}, {}
         if self._subscriptions:
             self._subscribe_mid = wire.subscribe(self._paho, self._subscriptions, self._settings)
         for message in self._birth():
@@ -360,9 +361,9 @@ class CallbackClient:
             self._refusal = str(code)
             return
         self._epoch = next(_epochs)
-        self._window = min(getattr(found, "ReceiveMaximum", DEFAULT_WINDOW), self._settings.max_inflight)
-        limit = getattr(found, "MaximumPacketSize", MAX_PACKET_BYTES)
-        self._packet_limit = min(limit, self._settings.maximum_packet_bytes)
+        self.limits = wire.limits(found, self._settings)
+        self._window = min(self.limits.receive_maximum, self._settings.max_inflight)
+        self._packet_limit = min(self.limits.maximum_packet_bytes, self._settings.maximum_packet_bytes)
         if not flags.session_present or self._queue.in_flight > self._window:
             client.drop_out_messages()
             self._queue.send_again()
@@ -388,6 +389,7 @@ class CallbackClient:
                 self.counters.filters_refused += 1
                 log.warning("mqtt_subscription_refused", extra={"filter": name, "reason": str(code)})
             elif granted < qos:
+                self.downgraded_filters[name] = granted
                 log.warning("mqtt_subscription_downgraded", extra={"filter": name, "qos": qos, "granted": granted})
 
     def _on_publish(self, _client: paho.Client, _user: object, mid: int, code: ReasonCode, _found: object) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edge_runtime.mqtt.topics import Tree
-from edge_runtime.records import DeadLetter, Outgoing, Result, StateChange
+from edge_runtime.records import DeadLetter, Outgoing, Result, Segment, StateChange
 
 JSON = "application/json"
 DEAD_LETTER_HEAD_BYTES = 256
@@ -23,7 +23,10 @@ class DeadLetterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class DeadLetterDocument(msgspec.Struct, frozen=True):
-    """head: the payload's first bytes, base64. suppressed: letters not published since the last one."""
+    """What could not be used, and why.
+
+    head: the payload's first bytes, base64. suppressed: letters not published since the last one.
+    """
 
     topic: str
     stream: str
@@ -70,6 +73,10 @@ class Publications:
     def state_change(self, pipeline: str, change: StateChange) -> Outgoing:
         topic = self._tree.state(pipeline, change.stream)
         return Outgoing(topic, self._encode(change), qos=1, retain=True, content_type=JSON)
+
+    def event(self, segment: Segment) -> Outgoing:
+        topic = self._tree.event(segment.pipeline, segment.stream)
+        return Outgoing(topic, self._encode(segment), qos=1, content_type=JSON)
 
     def dead_letter(self, pipeline: str, letter: DeadLetter, *, now_ns: int) -> Outgoing | None:
         """The dead letter's document, or None when the pipeline's allowance is used up."""

@@ -14,8 +14,10 @@ from edge_runtime.errors import ConfigError
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 MAX_PACKET_BYTES = 268_435_455
+MAX_PASSWORD_BYTES = 65_535
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Name = Annotated[str, msgspec.Meta(max_length=1024)]
 Word = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
@@ -33,8 +35,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
     root: str = "edge/v1"
     protocol: Literal["5", "3.1.1"] = "5"
-    client_id: str = ""
-    username: str = ""
+    client_id: Name = ""
+    username: Name = ""
     password_file: str = ""
     ca: str = ""
     cert: str = ""
@@ -112,6 +114,8 @@ def read_password(path: str) -> str:
         raise ConfigError(
             "mqtt", "password_file", f"{path} must hold the password on its one line; it has {len(lines)}"
         )
+    if len(lines[0].encode()) > MAX_PASSWORD_BYTES:
+        raise ConfigError("mqtt", "password_file", f"{path} holds more than {MAX_PASSWORD_BYTES} bytes, MQTT's limit")
     return lines[0]
 
 

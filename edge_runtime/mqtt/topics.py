@@ -235,6 +235,9 @@ class Tree(msgspec.Struct, frozen=True):
     def state(self, pipeline: str, stream: str) -> str:
         return f"{self._pipeline(pipeline)}/state/{stream}"
 
+    def event(self, pipeline: str, stream: str) -> str:
+        return f"{self._pipeline(pipeline)}/event/{stream}"
+
     def dead(self, pipeline: str) -> str:
         return f"{self._pipeline(pipeline)}/dead"
 

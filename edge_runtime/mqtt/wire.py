@@ -8,6 +8,7 @@ import socket
 from functools import lru_cache
 from typing import TypeGuard
 
+import msgspec
 from paho.mqtt import client as paho
 from paho.mqtt.client import DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion
@@ -16,12 +17,21 @@ from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_runtime.mqtt.settings import Endpoint, MqttSettings, parse_url, read_password, tls_context
+from edge_runtime.mqtt.settings import (
+    MAX_PACKET_BYTES,
+    Endpoint,
+    MqttSettings,
+    parse_url,
+    read_password,
+    tls_context,
+)
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Subscription, check_topic
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing, Properties
 
 FRAME_BYTES = 5
 PROPERTY_BYTES = 16
+CONTENT_BYTES, USER_BYTES = 3, 5
+MAX_IN_FLIGHT = 65_535
 
 _SSL_SOURCE = re.compile(r" \(_ssl\.c:\d+\)$")
 
@@ -116,8 +126,8 @@ def publish(
     """Queue one PUBLISH in paho. Raises ValueError when its topic is not one."""
     check_topic(message.topic)
     properties = None
-    if settings.protocol == "5" and (message.content_type or expiry_s is not None):
-        properties = _publish_properties(message.content_type, expiry_s)
+    if settings.protocol == "5":
+        properties = _publish_properties(message, expiry_s)
     return client.publish(message.topic, message.payload, message.qos, message.retain, properties)
 
 
@@ -135,20 +145,42 @@ class _Packed(PahoProperties):
         return self._packed
 
 
+def _publish_properties(message: Outgoing, expiry_s: int | None) -> PahoProperties | None:
+    if message.user or message.response_topic or message.correlation_data:
+        properties = _common_properties(message.content_type, expiry_s)
+        properties.UserProperty = list(message.user)
+        if message.response_topic:
+            properties.ResponseTopic = message.response_topic
+        if message.correlation_data:
+            properties.CorrelationData = message.correlation_data
+        return properties
+    if message.content_type or expiry_s is not None:
+        return _packed_properties(message.content_type, expiry_s)
+    return None
+
+
 @lru_cache(maxsize=256)
-def _publish_properties(content_type: str, expiry_s: int | None) -> PahoProperties:
+def _packed_properties(content_type: str, expiry_s: int | None) -> PahoProperties:
+    return _Packed(_common_properties(content_type, expiry_s))
+
+
+def _common_properties(content_type: str, expiry_s: int | None) -> PahoProperties:
     properties = _properties(PacketTypes.PUBLISH)
     if content_type:
         properties.ContentType = content_type
     if expiry_s is not None:
         properties.MessageExpiryInterval = expiry_s
-    return _Packed(properties)
+    return properties
 
 
 def packet_bytes(message: Outgoing) -> int:
     """The size of a PUBLISH, to a few bytes, never too small."""
-    text = len(message.topic.encode()) + len(message.content_type.encode())
-    return FRAME_BYTES + PROPERTY_BYTES + text + len(message.payload)
+    size = FRAME_BYTES + PROPERTY_BYTES + len(message.topic.encode()) + len(message.content_type.encode())
+    for name, value in message.user:
+        size += USER_BYTES + len(name.encode()) + len(value.encode())
+    for content in (message.response_topic.encode(), message.correlation_data):
+        size += CONTENT_BYTES + len(content) if content else 0
+    return size + len(message.payload)
 
 
 def to_message(message: paho.MQTTMessage, *, received_ns: int, epoch: int) -> Message:
@@ -183,6 +215,39 @@ def to_properties(found: PahoProperties | None) -> Properties:
         message_expiry_s=getattr(found, "MessageExpiryInterval", None),
         response_topic=getattr(found, "ResponseTopic", ""),
         correlation_data=bytes(getattr(found, "CorrelationData", b"")),
+    )
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a broker's CONNACK allows; what it left out is as the specification says (MQTT 5.0, section 3.2.2.3).
+
+    receive_maximum: QoS 1 messages we may have unacknowledged with it. shared_subscriptions, topic_alias_maximum:
+    told for the operator, the daemon uses neither.
+    """
+
+    session_expiry_s: int
+    keepalive_s: int
+    receive_maximum: int = MAX_IN_FLIGHT
+    maximum_packet_bytes: int = MAX_PACKET_BYTES
+    maximum_qos: int = 2
+    retain: bool = True
+    wildcards: bool = True
+    shared_subscriptions: bool = True
+    topic_alias_maximum: int = 0
+
+
+def limits(found: PahoProperties | None, settings: MqttSettings) -> Limits:
+    """The limits in a CONNACK's properties; None, as in every CONNACK of MQTT 3.1.1, stands for none of them."""
+    return Limits(
+        session_expiry_s=getattr(found, "SessionExpiryInterval", settings.session_expiry_s),
+        keepalive_s=getattr(found, "ServerKeepAlive", settings.keepalive_s),
+        receive_maximum=getattr(found, "ReceiveMaximum", MAX_IN_FLIGHT),
+        maximum_packet_bytes=getattr(found, "MaximumPacketSize", MAX_PACKET_BYTES),
+        maximum_qos=getattr(found, "MaximumQoS", 2),
+        retain=bool(getattr(found, "RetainAvailable", True)),
+        wildcards=bool(getattr(found, "WildcardSubscriptionAvailable", True)),
+        shared_subscriptions=bool(getattr(found, "SharedSubscriptionAvailable", True)),
+        topic_alias_maximum=getattr(found, "TopicAliasMaximum", 0),
     )
 
 

@@ -34,6 +34,7 @@ class Decision(msgspec.Struct, frozen=True):
     """What one window was decided to be.
 
     scores: per label. alarm: None where no alarm is configured. changed: it went on or off, or was never told.
+    evidence: what spoke for the alarm: the score of its label, 1 minus that for "not LABEL", or the error.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Decision(msgspec.Struct, frozen=True):
     scores: dict[str, float]
     alarm: AlarmState | None
     changed: bool = False
+    evidence: float = 0.0
 
 
 class Decider:
@@ -79,7 +81,7 @@ class Decider:
             return Decision(label, score, scores, None)
         before = self.alarms.get(stream)
         alarm = self.alarms[stream] = self._step(before or QUIET, evidence, t_unix_ns)
-        return Decision(label, score, scores, alarm, before is None or alarm.on != before.on)
+        return Decision(label, score, scores, alarm, before is None or alarm.on != before.on, evidence)
 
     def _step(self, before: AlarmState, evidence: float, t_unix_ns: int) -> AlarmState:
         on_bits = (before.on_bits << 1 | (evidence >= self._on_at)) & self._window_mask

@@ -15,7 +15,7 @@ class InputBuffer:
     """Grows by doubling; a row handed out stays as it is until the buffer goes back to its pool."""
 
     def __init__(self, spec: InputSpec) -> None:
-        self._layout = spec.layout
+        self._channels_first = spec.channels_first
         self._array: Floats = np.empty((FIRST_ROWS, *spec.shape()), np.float32)
         self._used = 0
 
@@ -26,10 +26,8 @@ class InputBuffer:
             grown[: self._used] = self._array
             self._array = grown
         row: Floats = self._array[self._used]
-        if self._layout == "NCT":
-            row[...] = values.T
-        else:
-            row.reshape(values.shape)[...] = values
+        ordered = values.T if self._channels_first else values
+        row.reshape(ordered.shape)[...] = ordered
         self._used += 1
         return row
 

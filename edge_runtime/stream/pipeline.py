@@ -28,7 +28,9 @@ from edge_runtime.records import (
 from edge_runtime.stream.decide import Decider, Decision
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
+from edge_runtime.stream.segments import Segments
 from edge_runtime.stream.sequence import SequenceTracker, Sighting
+from edge_runtime.stream.states import StreamStates
 from edge_runtime.stream.window import Windower, WindowSettings
 
 RESULT_SCHEMA = 1
@@ -71,7 +73,7 @@ class Clock(NamedTuple):
 class _Stream:
     def __init__(self, name: str, run_id: str, memory: int, settings: WindowSettings, spec: InputSpec) -> None:
         self.sequence = SequenceTracker(name, run_id, memory=memory)
-        self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz)
+        self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz, lead_in=spec.lead_in)
         self.published: tuple[str, bool | None] | None = None
         self.given_up = 0
 
@@ -80,6 +82,7 @@ class Pipeline:
     """One pipeline: its streams, decoder, model and decision.
 
     The caller bounds the number of streams. max_age_ns: older messages are dropped undecoded, 0 = none are.
+    states: of a streaming model, which then predicts in the predictor's stead.
     publish: a result per window, or only when label or alarm change. run_id: of this run of the process. memory:
     messages of a stream remembered against redelivery. max_windows: a turn that holds so many takes no more messages.
     """
@@ -99,16 +102,19 @@ class Pipeline:
         memory: int = 1024,
         max_windows: int = 256,
         max_age_ns: int = 0,
+        states: StreamStates | None = None,
         publish: Literal["window", "change"] = "window",
         clock: Clock = Clock(),  # noqa: B008  immutable
     ) -> None:
         self.name = name
         self._spec, self._window, self._run_id = spec, window, run_id
         self._decode, self._predictor, self._decider = decode, predictor, decider
+        self._states = states
         self._record, self._ledger, self._clock = recorder.record, ledger, clock
         self._max_age_ns, self._on_change = max_age_ns, publish == "change"
         self._memory, self._max_windows = memory, max_windows
         self._streams: dict[str, _Stream] = {}
+        self._segments = Segments()
         self._pool = InputPool(spec)
         self._buffers: dict[int, InputBuffer] = {}
 
@@ -139,7 +145,10 @@ class Pipeline:
         """Run the turn's windows through the model; may be called from the worker thread."""
         if turn.windows and turn.inputs is not None:
             start_ns = self._clock.monotonic_ns()
-            scores = self._predictor.predict(turn.inputs)
+            if self._states is None:
+                scores = self._predictor.predict(turn.inputs)
+            else:
+                scores, turn.model_states = self._states.predict(turn.windows, turn.inputs)
             turn.prediction = Prediction(scores, self._predictor.model_id, self._clock.monotonic_ns() - start_ns)
 
     def emit(self, turn: Turn) -> None:
@@ -245,6 +254,7 @@ class Pipeline:
                 since = alarm.since_unix_ns / NS_PER_S
                 change = StateChange(alarm.on, decision.label, decision.score, since, result.id, stream)
                 turn.state_changes.append(change)
+            self._follow_segment(turn, result, decision.evidence, fresh=window.fresh)
         state, published = self._streams[stream], (decision.label, alarm.on if alarm else None)
         if self._on_change and published == state.published:
             _add(turn.unchanged, stream)
@@ -254,6 +264,13 @@ class Pipeline:
         result.lat_ms.update(zip(RESULT_STAGES, [round(ns / NS_PER_MS, 4) for ns in costs_ns], strict=True))
         turn.emitted_ns.append((window.received_ns, start_ns + decide_ns))
         turn.results.append(result)
+
+    def _follow_segment(self, turn: Turn, result: Result, evidence: float, *, fresh: bool) -> None:
+        ended = self._segments.see(result, evidence, fresh=fresh)
+        if ended is not None:
+            turn.events.append(ended)
+        if ended is not None or result.alarm:
+            turn.segments[result.stream] = self._segments.open.get(result.stream)
 
     def _result(self, window: Window, decision: Decision, model: str) -> Result:
         identity = f"{self.name}|{window.key}|{window.ordinal}".encode()

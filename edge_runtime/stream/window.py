@@ -52,8 +52,9 @@ class _Origin(msgspec.Struct, frozen=True):
 class Windower:
     """Cuts one stream. `keep` copies a view of (length, channels) to where the window's samples live on."""
 
-    def __init__(self, settings: WindowSettings, *, channels: int, rate_hz: float | None) -> None:
-        self._settings = settings
+    def __init__(self, settings: WindowSettings, *, channels: int, rate_hz: float | None, lead_in: int = 0) -> None:
+        """lead_in: zeros before the first sample, less than a window."""
+        self._settings, self._lead_in = settings, lead_in
         self._length, self._hop = settings.samples, settings.hop
         self._rate_hz = rate_hz
         self._ns_per_sample = NS / rate_hz if rate_hz else 0.0
@@ -63,7 +64,9 @@ class Windower:
         self._clear()
 
     def _clear(self) -> None:
-        self._filled = 0
+        self._filled = self._lead_in
+        self._buffer[: self._lead_in] = 0.0
+        self._fresh = True
         self._base = 0
         self._next = 0
         self._origins: deque[_Origin] = deque()
@@ -124,6 +127,7 @@ class Windower:
         start, stop = self._next, self._next + self._length
         self._forget_origins(start)
         first, last = self._origins[0], self._origins[-1]
+        fresh, self._fresh = self._fresh, False
         return Window(
             stream=samples.stream,
             values=keep(self._buffer[start - self._base : stop - self._base]),
@@ -137,6 +141,7 @@ class Windower:
             gap=self._joined(start, stop) if self._joints else False,
             key=sighting.key,
             ordinal=ordinal,
+            fresh=fresh,
         )
 
     def _forget_origins(self, start: int) -> None:
@@ -157,7 +162,7 @@ class Windower:
         self, samples: Samples, sighting: Sighting, windows: list[Window], keep: Callable[[Floats], Floats]
     ) -> None:
         missing = self._missing_before(samples, sighting)
-        if not missing or not self._base + self._filled:
+        if not missing or not self._origins:
             return
         bridged = missing <= self._settings.max_gap_samples or self._settings.on_gap == "hold"
         if self._settings.on_gap == "mark" and not (bridged and missing < self._length):

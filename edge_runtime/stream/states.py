@@ -1,0 +1,87 @@
+"""The state that a streaming model carries from window to window: one a stream, touched by predict alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+import numpy as np
+
+from edge_runtime.records import Floats, State, Window
+
+
+class StreamingModel(Protocol):
+    """Runs one window of each of several streams. inputs: (streams, ...) in the model's layout."""
+
+    def initial(self) -> State: ...
+
+    def step(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]: ...
+
+
+class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a stream's state begins anew, beside at its start.
+
+    on_gap: whether a gap that resets the window resets the state. max_windows: after so many; 0 = never.
+    """
+
+    on_gap: Literal["reset", "keep"] = "reset"
+    max_windows: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class _Carried(msgspec.Struct, frozen=True):
+    """A stream's state, and the windows it has seen."""
+
+    state: State
+    windows: int = 0
+
+
+class StreamStates:
+    """The states of one pipeline's streams, as many as the pipeline has streams.
+
+    A state that is not finite is not carried on: the stream begins anew with its next window.
+    """
+
+    def __init__(self, model: StreamingModel, settings: StateSettings) -> None:
+        self._model, self._settings = model, settings
+        self._initial = _Carried(model.initial())
+        self._streams: dict[str, _Carried] = {}
+
+    def predict(self, windows: Sequence[Window], inputs: Floats) -> tuple[Floats, dict[str, State]]:
+        """Scores of every window, and the new state of every stream among them.
+
+        A stream's windows run in their order, one a run; those of different streams share a run where the model
+        allows it. inputs: (windows, ...) in the model's layout.
+        """
+        order = rounds(windows)
+        parts = []
+        for indices in order:
+            carried = [self._before(windows[i]) for i in indices]
+            found, states = self._model.step(inputs[indices], [one.state for one in carried])
+            parts.append(found)
+            for i, before, state in zip(indices, carried, states, strict=True):
+                self._streams[windows[i].stream] = _Carried(state, before.windows + 1)
+        joined = np.concatenate(parts)
+        scores = np.empty_like(joined)
+        scores[[i for indices in order for i in indices]] = joined
+        return scores, {window.stream: self._streams[window.stream].state for window in windows}
+
+    def _before(self, window: Window) -> _Carried:
+        carried = self._streams.get(window.stream, self._initial)
+        over = self._settings.max_windows and carried.windows >= self._settings.max_windows
+        fresh = window.fresh and self._settings.on_gap == "reset"
+        usable = all(np.isfinite(array).all() for array in carried.state)
+        return carried if usable and not over and not fresh else self._initial
+
+
+def rounds(windows: Sequence[Window]) -> list[list[int]]:
+    """Indices of the windows: first those that come first in their stream, then those that come second, ..."""
+    seen: dict[str, int] = {}
+    found: list[list[int]] = []
+    for index, window in enumerate(windows):
+        place = seen.get(window.stream, 0)
+        seen[window.stream] = place + 1
+        if place == len(found):
+            found.append([])
+        found[place].append(index)
+    return found

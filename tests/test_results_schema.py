@@ -1,0 +1,122 @@
+"""What docs/results.md and docs/schemas say of the published documents is what the daemon publishes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from bundles import means_manifest
+
+from edge_runtime.delivery.ledger import Ledger
+from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
+from edge_runtime.mqtt.topics import Tree
+from edge_runtime.records import Message, Outgoing, Queued
+from edge_runtime.stream.decide import Decider, DecideSettings
+from edge_runtime.stream.decode import SourceSettings, make_decoder
+from edge_runtime.stream.pipeline import RESULT_STAGES, Pipeline
+from edge_runtime.stream.window import WindowSettings
+from edge_runtime.testing import MemoryRecorder, ModelOfMeans
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMAS = ROOT / "docs" / "schemas"
+TITLES = {"result": "Result", "state": "State", "event": "Event", "dead-letter": "Dead letter"}
+STILL, MOVING = b"[[1,0],[1,0]]", b"[[0,1],[0,1]]"
+
+
+def schema(name: str) -> dict:
+    return json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+
+
+def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "moving")) -> dict[str, list[Outgoing]]:
+    """Every document of a pipeline whose stream goes into alarm and out, and sends one message that is none."""
+    manifest = means_manifest(length=2, hop=2)
+    made = Pipeline(
+        "p",
+        spec=manifest.input,
+        window=WindowSettings(samples=2, hop=2),
+        decode=make_decoder(SourceSettings(topic="t"), 2),
+        predictor=ModelOfMeans(),
+        decider=Decider(DecideSettings(alarm_on=alarm_on), labels=labels, threshold=0.5),
+        recorder=MemoryRecorder(),
+        ledger=Ledger(),
+        run_id="run",
+    )
+    payloads = [STILL, MOVING, MOVING, STILL, b"{", MOVING, STILL]
+    turn = made.process([Queued("s/1", Message("t", body, 0), 0) for body in payloads])
+    documents = Publications(Tree("edge/v1", "n"), result_qos={"p": 1}, dead_letters=DeadLetterSettings())
+    letters = [documents.dead_letter("p", letter, now_ns=0) for letter in turn.dead_letters]
+    return {
+        "result": [documents.result(result) for result in turn.results],
+        "state": [documents.state_change("p", change) for change in turn.state_changes],
+        "event": [documents.event(segment) for segment in turn.events],
+        "dead-letter": [letter for letter in letters if letter],
+    }
+
+
+def test_the_committed_schemas_are_what_the_records_and_the_page_give(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "write-schemas"), str(tmp_path)], check=True)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    assert written == {path.name: path.read_text() for path in SCHEMAS.iterdir()}
+    assert set(written) == {f"{name}.schema.json" for name in TITLES}
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_what_is_published_fits_its_schema_which_is_strict_about_what_it_names(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema(name))
+    check = jsonschema.Draft202012Validator(schema(name))
+    documents = [json.loads(outgoing.payload) for outgoing in published()[name]]
+
+    assert documents
+    for document in documents:
+        check.validate(document)
+        assert set(document) == set(schema(name)["properties"])
+        for key in document:
+            assert not check.is_valid({k: v for k, v in document.items() if k != key})
+            assert not check.is_valid({**document, key: {"not": "this"}})
+
+
+def test_a_pipeline_without_an_alarm_and_one_of_errors_fit_too() -> None:
+    check = jsonschema.Draft202012Validator(schema("result"))
+    quiet, errors = published(alarm_on=""), published(alarm_on="", labels=())
+
+    assert [json.loads(out.payload)["alarm"] for out in quiet["result"]] == [None] * 6
+    assert [json.loads(out.payload)["scores"] for out in errors["result"]][:2] == [{"error": 1.0}, {"error": 0.0}]
+    for outgoing in quiet["result"] + errors["result"]:
+        check.validate(json.loads(outgoing.payload))
+    assert (quiet["state"], quiet["event"]) == ([], [])
+
+
+@pytest.mark.parametrize(("name", "topic"), [("result", "out"), ("state", "state"), ("event", "event")])
+def test_a_document_lies_on_the_topic_the_page_gives_it(name: str, topic: str) -> None:
+    found = published()[name]
+
+    assert {outgoing.topic for outgoing in found} == {f"edge/v1/n/p/p/{topic}/s/1"}
+    assert {(out.qos, out.retain, out.content_type) for out in found} == {(1, name == "state", "application/json")}
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_the_page_gives_every_key_its_type(name: str) -> None:
+    section = (ROOT / "docs" / "results.md").read_text().partition(f"\n## {TITLES[name]}\n")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"\| `(\w+)` \| ([^|]+) \|", section))
+    kinds = {
+        key: " or ".join(kind["type"] for kind in found.get("anyOf", [found]))
+        for key, found in schema(name)["properties"].items()
+    }
+
+    assert told == kinds
+
+
+def test_the_page_names_every_stage_of_a_result() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    stages = ", ".join(RESULT_STAGES)
+
+    assert f"milliseconds per stage: {stages} |" in page
+    assert all(f"`{stage}`:" in page for stage in RESULT_STAGES)
+    result = json.loads(published()["result"][0].payload)
+    assert list(result["lat_ms"]) == list(RESULT_STAGES)

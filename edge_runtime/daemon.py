@@ -18,7 +18,7 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.memory import rss_mb
 from edge_runtime.errors import ConfigError
 from edge_runtime.loop import Connection, Lane, Loop
-from edge_runtime.model.bundle import read
+from edge_runtime.model.gate import proven
 from edge_runtime.model.manifest import Manifest
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.monitor.hdrlog import LatencyLog
@@ -32,6 +32,7 @@ from edge_runtime.stop import StopSignal
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import Decoder, make_decoder
 from edge_runtime.stream.pipeline import Clock, Pipeline
+from edge_runtime.stream.states import StateSettings, StreamStates
 from edge_runtime.stream.window import WindowSettings
 from edge_runtime.worker import Worker
 
@@ -70,8 +71,9 @@ class Daemon:
         self._presence = Presence(self._tree.status, self.boot_id)
         self.sessions: dict[str, Session] = {}
         self._digests: dict[str, str] = {}
+        state_dir = Path(config.node.state_dir)
         for name, model in config.models.items():
-            bundle = read(Path(model.bundle))
+            bundle = proven(Path(model.bundle), config.gate, session=model.session(), state_dir=state_dir)
             self.sessions[name], self._digests[name] = Session(bundle, model.session()), bundle.digest
         self._ledger = Ledger()
         self._recorders = {name: StageRecorder(name) for name in config.pipelines}
@@ -163,23 +165,14 @@ class Daemon:
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
         session = self.sessions[settings.model]
-        try:
-            window, decode, decider = _fitted(settings, session.manifest)
-        except ValueError as error:
-            raise ConfigError(path, f"pipelines.{name}", str(error)) from error
-        pipeline = Pipeline(
+        pipeline = build_pipeline(
+            self._config,
             name,
-            spec=session.manifest.input,
-            window=window,
-            decode=decode,
-            predictor=session,
-            decider=decider,
+            session,
+            path=path,
             recorder=self._recorders[name],
             ledger=self._ledger,
             run_id=self.boot_id,
-            memory=self._config.mqtt.receive_maximum,
-            max_age_ns=int(settings.queue.max_age_s * NS),
-            publish=settings.publish,
             clock=self._clock,
         )
         inline = settings.execution == "inline" or (
@@ -278,12 +271,49 @@ def _nothing() -> list[Outgoing]:
     return []
 
 
-def _fitted(settings: PipelineSettings, manifest: Manifest) -> tuple[WindowSettings, Decoder, Decider]:
+def build_pipeline(
+    config: Config,
+    name: str,
+    session: Session,
+    *,
+    path: str,
+    recorder: StageRecorder,
+    ledger: Ledger,
+    run_id: str,
+    clock: Clock,
+) -> Pipeline:
+    """The pipeline of that name over its model. path: of the config, for messages. Raises ConfigError."""
+    settings = config.pipelines[name]
+    try:
+        window, decode, decider = fitted(settings, session.manifest)
+    except ValueError as error:
+        raise ConfigError(path, f"pipelines.{name}", str(error)) from error
+    return Pipeline(
+        name,
+        spec=session.manifest.input,
+        window=window,
+        decode=decode,
+        predictor=session,
+        decider=decider,
+        recorder=recorder,
+        ledger=ledger,
+        run_id=run_id,
+        memory=config.mqtt.receive_maximum,
+        max_age_ns=int(settings.queue.max_age_s * NS),
+        states=StreamStates(session, settings.state) if session.is_streaming else None,
+        publish=settings.publish,
+        clock=clock,
+    )
+
+
+def fitted(settings: PipelineSettings, manifest: Manifest) -> tuple[WindowSettings, Decoder, Decider]:
     """Window, decoder and decision of a pipeline, held against its model. Raises ValueError when they do not fit."""
     spec, source = manifest.input, settings.source
     channels = source.channels or len(source.fields) or len(spec.channels)
     if channels != len(spec.channels):
         raise ValueError(f"source has {channels} channels, {manifest.model_id} takes {len(spec.channels)}")
+    if settings.state != StateSettings() and not manifest.states:
+        raise ValueError(f"state is set, but {manifest.model_id} carries none")
     decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
     return _resolve_window(settings.window, spec), make_decoder(source, channels), decider
 

@@ -83,3 +83,19 @@ def test_a_configuration_without_pipelines_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="at least one"):
         load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["state_dir = ", "ca = ", "bundle = ", "topic = "])
+def test_a_nul_character_is_refused_wherever_a_text_is(tmp_path: Path, key: str) -> None:
+    text = GOOD.replace(key + '"', key + r'"\u0000')
+
+    with pytest.raises(ConfigError, match=r'found "\\u0000.*wanted a text'):
+        load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["client_id", "username"])
+def test_a_name_longer_than_any_broker_takes_is_refused(tmp_path: Path, key: str) -> None:
+    text = GOOD.replace('username = "node"\n', "").replace("password_file", "# password_file")
+
+    with pytest.raises(ConfigError, match="at most 1024 characters"):
+        load(write(tmp_path, text.replace("[mqtt]", f'[mqtt]\n{key} = "{"x" * 1025}"')))

@@ -10,6 +10,8 @@ import hashlib
 import io
 import math
 import os
+import re
+import stat
 import zipfile
 from pathlib import Path
 
@@ -18,11 +20,18 @@ import numpy as np
 
 from edge_runtime.errors import BundleError
 from edge_runtime.model.manifest import FileEntry, Manifest, Reference, contradictions
+from edge_runtime.model.policy import judge
 from edge_runtime.records import Floats
 
 MANIFEST, MODEL, GOLDEN, REFERENCE, CARD = "manifest.json", "model.onnx", "golden.npz", "reference.json", "card.md"
 MEMBERS = (MODEL, GOLDEN, REFERENCE, CARD)
 MAX_BUNDLE_BYTES = 512 * 1024 * 1024
+MAX_TEXT_BYTES = 4 * 1024 * 1024
+"""Of the manifest, the reference and the card each."""
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|][a-zA-Z][0-9]*)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n"
+)
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -45,11 +54,39 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 def read(path: Path) -> Bundle:
-    """Read and verify one bundle file.
+    """Read and verify one bundle file; its model refers to nothing that is not allowed.
 
     Raises BundleError naming the file and what is wrong with it.
     """
-    raw = _read_bytes(path)
+    bundle = parse(path, read_bytes(path))
+    judge(bundle.path, bundle.model, bundle.manifest.session)
+    return bundle
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, which must be a regular one and not too large. Raises BundleError."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(str(path), "not a regular file")
+            if found.st_size > MAX_BUNDLE_BYTES:
+                raise BundleError(str(path), f"{found.st_size} bytes, larger than the limit of {MAX_BUNDLE_BYTES}")
+            return file.read(found.st_size)
+    except OSError as error:
+        raise BundleError(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a named pipe without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def parse(path: Path, raw: bytes) -> Bundle:
+    """Verify the bytes of a bundle file, but for what its model refers to. path: named in errors.
+
+    Raises BundleError naming what is wrong.
+    """
     members = _members(path, raw)
     manifest = _manifest(path, members.pop(MANIFEST))
     _check_files(path, manifest, members)
@@ -58,7 +95,7 @@ def read(path: Path) -> Bundle:
     try:
         reference = msgspec.json.decode(members[REFERENCE], type=Reference)
         card = members[CARD].decode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(str(path), f"{REFERENCE} or {CARD} is malformed: {error}") from error
     return Bundle(str(path), hashlib.sha256(raw).hexdigest(), manifest, members[MODEL], golden, reference, card)
 
@@ -89,16 +126,6 @@ def encode(value: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BUNDLE_BYTES:
-            raise BundleError(str(path), f"{size} bytes, larger than the limit of {MAX_BUNDLE_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(str(path), f"cannot be read: {error.strerror}") from error
-
-
 def _members(path: Path, raw: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -112,11 +139,23 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> Non
     names = [entry.filename for entry in entries]
     if sorted(names) != sorted((MANIFEST, *MEMBERS)):
         raise BundleError(str(path), f"holds {sorted(names)}, wanted {sorted((MANIFEST, *MEMBERS))}")
+    if problem := _lies(entries, size):
+        raise BundleError(str(path), problem)
     for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-            raise BundleError(
-                str(path), f"{entry.filename} is compressed or lies about its size; members are stored plain"
-            )
+        if entry.filename in (MANIFEST, REFERENCE, CARD) and entry.file_size > MAX_TEXT_BYTES:
+            raise BundleError(str(path), f"{entry.filename}: {entry.file_size} bytes, allowed {MAX_TEXT_BYTES}")
+
+
+def _lies(entries: list[zipfile.ZipInfo], size: int) -> str:
+    """What is not plainly stored in a zip of that many bytes, "" when all is."""
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or not entry.file_size == entry.compress_size <= size:
+            return f"{entry.filename} is compressed or lies about its size; members are stored plain"
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            return f"{entry.filename} is a link or a special file; members are regular files"
+    if (total := sum(entry.file_size for entry in entries)) > size:
+        return f"members of {total} bytes in a zip of {size} lie over one another"
+    return ""
 
 
 def _manifest(path: Path, raw: bytes) -> Manifest:
@@ -142,13 +181,13 @@ def _check_files(path: Path, manifest: Manifest, members: dict[str, bytes]) -> N
 def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            if sorted(entries) != ["inputs.npy", "outputs.npy"]:
-                raise ValueError(f"holds {sorted(entries)}, wanted inputs.npy and outputs.npy")
-            if any(e.compress_type != zipfile.ZIP_STORED or e.file_size > len(raw) for e in entries.values()):
-                raise ValueError("members are compressed or lie about their size")
+            names = sorted(archive.namelist())
+            if names != ["inputs.npy", "outputs.npy"]:
+                raise ValueError(f"holds {names}, wanted inputs.npy and outputs.npy")
+            if problem := _lies(archive.infolist(), len(raw)):
+                raise ValueError(problem)
             golden = Golden(_floats(archive.read("inputs.npy")), _floats(archive.read("outputs.npy")))
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(str(path), f"{GOLDEN} is malformed: {error}") from error
     wanted = manifest.input.shape()
     if golden.inputs.shape[1:] != wanted or len(golden.inputs) < 1:
@@ -160,14 +199,21 @@ def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
 
 
 def _floats(raw: bytes) -> Floats:
-    """A float32 array of the NumPy format, whose header must account for every byte. Never unpickles."""
-    file = io.BytesIO(raw)
-    if np.lib.format.read_magic(file) != (1, 0):
+    """A float32 array of the NumPy format as np.savez writes it, whose header must account for every byte.
+
+    The header is matched, not evaluated. Raises ValueError, TypeError.
+    """
+    start = len(NPY_MAGIC) + 2
+    body_start = start + int.from_bytes(raw[len(NPY_MAGIC) : start], "little")
+    header = NPY_HEADER.fullmatch(raw[start:body_start])
+    if not raw.startswith(NPY_MAGIC) or header is None:
         raise ValueError("not version 1.0 of the NumPy format")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype != np.float32 or fortran:
+    descr, fortran, sizes = (group.decode() for group in header.groups())
+    dtype = np.dtype(descr)
+    if dtype != np.float32 or fortran == "True":
         raise ValueError(f"an array of {dtype}, wanted float32 in C order")
-    body = raw[file.tell() :]
+    shape = tuple(int(number) for number in sizes.split(",") if number.strip())
+    body = raw[body_start:]
     if math.prod(shape) * dtype.itemsize != len(body):
         raise ValueError(f"shape {shape} does not fit {len(body)} bytes")
     return np.frombuffer(body, np.float32).reshape(shape)

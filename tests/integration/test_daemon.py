@@ -389,7 +389,7 @@ def test_a_bundle_that_lies_is_refused_at_start_naming_file_and_fact(tmp_path: P
 
     assert found.returncode == 1
     last = found.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'means.edge'}: graph input is")
+    assert last.startswith(f"error: {tmp_path / 'means.edge'}: graph input x is")
     assert "Traceback" not in found.stderr
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
 from edge_runtime.config import Config
 from edge_runtime.daemon import Daemon
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.probe import ask
 from edge_runtime.mqtt.topics import parse_source
-
-POLL_S = 0.05
 
 
 class PipelineCheck(msgspec.Struct, frozen=True):
@@ -65,14 +61,6 @@ def check(config: Config, path: str) -> CheckReport:
 
 def probe_broker(config: Config) -> str:
     """Connect and subscribe under a client id of its own, so that a running daemon keeps its session; what is wrong."""
-    settings = msgspec.structs.replace(config.mqtt, session_expiry_s=0)
     filters = [(parse_source(p.source.topic).filter, int(p.source.qos)) for p in config.pipelines.values()]
-    client = CallbackClient(settings, client_id=f"edge-runtime-{config.node.id}-check", subscriptions=filters)
-    client.start()
-    deadline_s = time.monotonic() + settings.connect_timeout_s
-    while not client.subscribed and time.monotonic() < deadline_s and not client.counters.refused:
-        client.poll(POLL_S)
-    problem = "" if client.subscribed else client.reason or "no answer to SUBSCRIBE"
-    problem = problem or "; ".join(f"{name}: {why}" for name, why in client.refused_filters.items())
-    client.stop(1.0)
-    return problem
+    answer = ask(config.mqtt, client_id=f"edge-runtime-{config.node.id}-check", subscriptions=filters)
+    return answer.problem or "; ".join(f"{name}: {why}" for name, why in answer.refused.items())

@@ -6,12 +6,15 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 import msgspec
@@ -19,8 +22,15 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 
+if TYPE_CHECKING:
+    from edge_runtime.config import Config
+    from edge_runtime.mqtt.settings import MqttSettings
+    from edge_runtime.stream.recording import Recording
+
 FAILED, WRONG_USAGE = 1, 2
+BYTES_PER_MB = 1e6
 P = ParamSpec("P")
+T = TypeVar("T")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
@@ -47,7 +57,27 @@ def main() -> None:
 
 
 config_file = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+new_file = click.Path(dir_okay=False, path_type=Path)
 bundle_file = click.argument("bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@main.command()
+@bundle_file
+@click.option("-o", "--output", default="device.toml", show_default=True, type=new_file)
+@click.option("--node", help="Its name in topics; by default the host's name.")
+@click.option("--broker", default="mqtt://localhost:1883", show_default=True)
+@click.option("--topic", default="", help="Where sensors publish, as plant/+machine/vib; +machine names the stream.")
+@click.option("--pipeline", default="", help="By default the name of the bundle.")
+@one_line_errors
+def init(bundle: Path, output: Path, node: str | None, **chosen: str) -> int:
+    """Write a commented configuration for BUNDLE, and say how to go on."""
+    from edge_runtime import report
+    from edge_runtime.init import Choices, node_name
+    from edge_runtime.init import init as write
+
+    choices = Choices(node=node_name(socket.gethostname()) if node is None else node, **chosen)
+    click.echo(report.written(write(bundle, output, choices)))
+    return 0
 
 
 @main.command()
@@ -93,6 +123,28 @@ def check(config: Path, as_json: bool) -> int:
 
 
 @main.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@as_json
+@one_line_errors
+def doctor(config: Path | None, as_json: bool) -> int:
+    """Look for what is wrong here, and say what to do: machine, ONNX Runtime, clock, and all that CONFIG needs."""
+    from edge_runtime import report
+    from edge_runtime.doctor import Report, examine
+    from edge_runtime.findings import Finding
+    from edge_runtime.logs import to_stderr
+
+    to_stderr(logging.ERROR)  # what is wrong with the broker is a finding
+    findings: list[Finding] = []
+    for finding in examine(config):
+        findings.append(finding)
+        if not as_json:
+            click.echo(report.finding(finding))
+    found = Report(all(finding.status != "fail" for finding in findings), findings)
+    click.echo(msgspec.json.encode(found) if as_json else report.verdict(findings))
+    return 0 if found.ok else FAILED
+
+
+@main.command()
 @bundle_file
 @click.option("--threads", multiple=True, type=click.IntRange(min=1), default=(1,), help="Repeat to compare.")
 @click.option("--provider", default="CPUExecutionProvider", show_default=True)
@@ -108,6 +160,161 @@ def bench(bundle: Path, threads: tuple[int, ...], provider: str, seconds: float,
     found = run_bench(bundle, threads=threads, provider=provider, rss_mb=rss_mb, seconds_per_row=seconds)
     click.echo(msgspec.json.encode(found) if as_json else report.bench(found))
     return 0
+
+
+optional_config = click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+output_file = click.Path(dir_okay=False, path_type=Path)
+broker_url = click.option("--broker", help="The broker, as mqtt://host:port, instead of a CONFIG.")
+
+
+@main.command()
+@optional_config
+@broker_url
+@click.option("-o", "--output", required=True, type=output_file, help="A file that does not exist yet.")
+@click.option("--topic", "topics", multiple=True, help="A topic filter, may be repeated; else the sources of CONFIG.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this long.")
+@click.option("--messages", type=click.IntRange(min=1), help="Stop after so many messages.")
+@click.option("--max-mb", type=click.FloatRange(min=0, min_open=True), help="Stop when the file is this large.")
+@as_json
+@one_line_errors
+def record(
+    *,
+    config: Path | None,
+    broker: str | None,
+    output: Path,
+    topics: tuple[str, ...],
+    seconds: float | None,
+    messages: int | None,
+    max_mb: float | None,
+    as_json: bool,
+) -> int:
+    """Write messages to a file until Ctrl-C, SIGTERM or a limit, beside a running daemon."""
+    from edge_runtime.record import RecordLimits, plain_filter
+    from edge_runtime.record import record as run_record
+
+    settings, known = _broker(config, broker)
+    wanted = topics or [pipeline.source.topic for pipeline in (known.pipelines.values() if known else ())]
+    if not wanted:
+        raise click.UsageError("--broker needs a --topic")
+    try:
+        filters = [plain_filter(topic) for topic in wanted]
+    except ValueError as error:
+        raise click.UsageError(f"--topic: {error}") from error
+    from edge_runtime import report
+    from edge_runtime.logs import to_stderr
+    from edge_runtime.stop import StopSignal
+
+    to_stderr(logging.WARNING)
+    limits = RecordLimits(seconds or math.inf, messages or math.inf, (max_mb or math.inf) * BYTES_PER_MB)
+    with _status(report.recorded) as show:
+        found = run_record(output, settings, filters, limits=limits, stop=StopSignal(), progress=show)
+    click.echo(msgspec.json.encode(found) if as_json else report.recorded(found))
+    return 0
+
+
+def _speed(_context: click.Context, _option: click.Parameter, text: str) -> float:
+    try:
+        speed = math.inf if text == "max" else float(text)
+    except ValueError:
+        speed = 0.0
+    if not speed > 0:
+        raise click.BadParameter(f"{text!r} is neither a number above 0 nor max")
+    return speed
+
+
+@main.command()
+@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@optional_config
+@broker_url
+@click.option("--speed", default="1", show_default=True, callback=_speed, help="Times the pace it had, or max.")
+@click.option("--offline", is_flag=True, help="Straight through the pipelines of CONFIG, without a broker.")
+@click.option("-o", "--output", type=output_file, help="Of --offline: where the results go, else stdout.")
+@as_json
+@one_line_errors
+def replay(
+    *,
+    recording: Path,
+    config: Path | None,
+    broker: str | None,
+    speed: float,
+    offline: bool,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    """Publish the messages of RECORDING again, or run them through the pipelines of CONFIG."""
+    from edge_runtime.stream.recording import Recording
+
+    if output is not None and not offline:
+        raise click.UsageError("--output belongs to --offline")
+    if output is not None and output.exists() and output.samefile(recording):
+        raise click.UsageError("--output is the recording itself")
+    settings, known = _broker(config, broker)
+    if not offline:
+        return _publish(Recording(recording), settings, speed, as_json)
+    if known is None:
+        raise click.UsageError("--offline needs a CONFIG")
+    return _run_offline(Recording(recording), known, str(config), output, as_json)
+
+
+def _publish(recording: Recording, settings: MqttSettings, speed: float, as_json: bool) -> int:
+    from edge_runtime import report
+    from edge_runtime.logs import to_stderr
+    from edge_runtime.replay import to_broker
+    from edge_runtime.stop import StopSignal
+
+    to_stderr(logging.WARNING)
+    with _status(report.published) as show:
+        found = to_broker(recording, settings, speed=speed, stop=StopSignal(), progress=show)
+    click.echo(msgspec.json.encode(found) if as_json else report.published(found))
+    return FAILED if found.refused else 0
+
+
+def _run_offline(recording: Recording, config: Config, path: str, output: Path | None, as_json: bool) -> int:
+    """Results to the output; the summary to stdout, or to stderr when the results are there."""
+    from edge_runtime import report
+    from edge_runtime.logs import to_stderr
+    from edge_runtime.replay import through_pipelines
+
+    to_stderr(logging.WARNING)
+    try:
+        with nullcontext(sys.stdout.buffer) if output is None else output.open("wb") as target:
+            found = through_pipelines(recording, config, path, target.write)
+            target.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise EdgeRuntimeError(f"{output or 'stdout'}: cannot be written: {error.strerror}") from error
+    click.echo(msgspec.json.encode(found) if as_json else report.replayed(found), err=output is None)
+    return 0 if found.balanced else FAILED
+
+
+def _broker(config: Path | None, url: str | None) -> tuple[MqttSettings, Config | None]:
+    """The broker that was named, one way or the other."""
+    from edge_runtime.config import load
+    from edge_runtime.mqtt.settings import MqttSettings
+
+    if config is not None and url is None:
+        known = load(config)
+        return known.mqtt, known
+    if url is None or config is not None:
+        raise click.UsageError("name the broker by CONFIG or by --broker, one of them")
+    try:
+        return MqttSettings(url=url), None
+    except ValueError as error:
+        raise click.UsageError(f"--broker: {error}") from error
+
+
+@contextmanager
+def _status(render: Callable[[T], str]) -> Iterator[Callable[[T], None]]:
+    """Shows what it is given as one changing line on a terminal's stderr; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda _found: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("connecting") as status:
+        yield lambda found: status.update(escape(render(found).partition("\n")[0]))
 
 
 @main.group()
@@ -127,6 +334,20 @@ def show(bundle: Path, as_json: bool) -> int:
     found = read(bundle)
     click.echo(msgspec.json.encode(found.manifest) if as_json else report.bundle(found))
     return 0
+
+
+@bundle.command()
+@bundle_file
+@as_json
+@one_line_errors
+def verify(bundle: Path, as_json: bool) -> int:
+    """Prove BUNDLE on this machine, in a process of its own with limits, as the daemon does before it loads one."""
+    from edge_runtime import report
+    from edge_runtime.model.gate import gate
+
+    found = gate(bundle)
+    click.echo(msgspec.json.encode(found) if as_json else report.gate(found))
+    return 0 if found.ok else FAILED
 
 
 @main.command()

@@ -7,10 +7,17 @@ from collections.abc import Iterable, Sequence
 from edge_runtime.check import CheckReport
 from edge_runtime.daemon import Summary
 from edge_runtime.delivery.ledger import render
+from edge_runtime.findings import Finding
+from edge_runtime.init import Written
 from edge_runtime.model.bench import BenchReport
 from edge_runtime.model.bundle import Bundle
+from edge_runtime.model.gate import GateReport
+from edge_runtime.model.manifest import StateSpec
 from edge_runtime.monitor.latency import StageSummary
+from edge_runtime.record import RecordSummary
+from edge_runtime.replay import PublishSummary, ReplaySummary
 
+NAME_WIDTH = 16
 STAGE_COLUMNS = ("stage", "count", "p50 ms", "p95 ms", "p99 ms", "max ms")
 
 
@@ -48,6 +55,29 @@ def check(found: CheckReport) -> str:
     return "\n".join([f"node {found.node}", broker, table(columns, rows), verdict])
 
 
+def written(found: Written) -> str:
+    """The file, and what to do with it, as commands to copy."""
+    steps = [
+        ("config valid, model proven, broker reached?", found.check),
+        ("run it; Ctrl-C ends it", found.run),
+        ("see what it says", found.subscribe),
+        ("send it rows of zeros", found.publish),
+    ]
+    return "\n".join([f"wrote {found.path}", *(f"\n# {what}\n{command}" for what, command in steps)])
+
+
+def finding(found: Finding) -> str:
+    """One line, and a second one with what to do about it."""
+    line = f"{found.status:<4}  {found.name:<{NAME_WIDTH}}  {found.found}"
+    return f"{line}\n{'':<{NAME_WIDTH + 6}}  -> {found.advice}" if found.advice else line
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """How many findings of each kind."""
+    failed, warned = (sum(found.status == status for found in findings) for status in ("fail", "warn"))
+    return f"{failed} failed, {warned} to look at, {len(findings) - failed - warned} ok"
+
+
 def bench(found: BenchReport) -> str:
     """Percentiles by batch size and threads."""
     head = (
@@ -72,13 +102,16 @@ def bundle(found: Bundle) -> str:
     """The manifest's main facts, then the card."""
     manifest, spec = found.manifest, found.manifest.input
     rate = f" at {spec.rate_hz:g} Hz" if spec.rate_hz else ""
+    lead_in = f", {spec.lead_in} zeros before a stream" if spec.lead_in else ""
     facts = [
         ("name", manifest.model_id),
         ("precision", manifest.precision),
         ("sha256", found.digest),
-        ("input", f"{spec.length} samples{rate}, hop {spec.hop}, layout {spec.layout}"),
+        ("input", f"{spec.length} samples{rate}, hop {spec.hop}, layout {spec.layout}{lead_in}"),
         ("channels", ", ".join(f"{c} [{u}]" for c, u in zip(spec.channels, spec.units, strict=True))),
         ("output", f"{manifest.output.kind}: {', '.join(manifest.labels) or f'threshold {manifest.threshold}'}"),
+        *(("state", f"{s.input} {s.shape} -> {s.output}, {_joined_along(s)}") for s in manifest.states),
+        *(("scalar", f"{s.name} = {s.value:g} ({s.dtype})") for s in manifest.scalars),
         ("golden", f"{len(found.golden.inputs)} vectors, tolerance {manifest.tolerances['default'].absolute:g}"),
         ("model", f"{len(found.model) / 1024:.1f} kB"),
         ("recipe", f"{manifest.provenance.recipe}, seed {manifest.provenance.seed}"),
@@ -86,6 +119,53 @@ def bundle(found: Bundle) -> str:
     ]
     width = max(len(name) for name, _ in facts)
     return "\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()])
+
+
+def _joined_along(state: StateSpec) -> str:
+    return "one stream at a time" if state.batch_axis is None else f"streams joined along axis {state.batch_axis}"
+
+
+def recorded(found: RecordSummary) -> str:
+    """One line, and one more when something is missing."""
+    missed = f"\nthe broker was away {found.disconnects} times: what was published then is missing"
+    return (
+        f"{found.path}: {found.messages:,} messages on {found.topics:,} topics, {found.bytes:,} bytes, "
+        f"{found.seconds:.1f} s{missed if found.disconnects else ''}"
+    )
+
+
+def published(found: PublishSummary) -> str:
+    """What the broker has, and what it has not."""
+    behind = "" if found.behind_s is None else f", at worst {found.behind_s * 1000:.1f} ms behind"
+    lines = [f"published {found.published:,} messages in {found.seconds:.1f} s{behind}"]
+    lines += [f"refused {n:,}: {reason}" for reason, n in found.refused.items()]
+    lines += [f"skipped {found.retained:,} retained: state a broker had stored"] if found.retained else []
+    if found.without_properties:
+        lines.append(f"{found.without_properties:,} went out without their properties, which MQTT 3.1.1 does not have")
+    return "\n".join([*lines, *_unread(found.unread_bytes, found.problem)])
+
+
+def replayed(found: ReplaySummary) -> str:
+    """The ledger, and how far the recording could be read."""
+    count = f"{found.messages:,} messages replayed, {found.documents:,} documents written"
+    return "\n".join([render(found.ledger), count, *_unread(found.unread_bytes, found.problem)])
+
+
+def _unread(unread_bytes: int, problem: str) -> list[str]:
+    return [f"the last {unread_bytes:,} bytes of the recording are unread: {problem}"] if problem else []
+
+
+def gate(found: GateReport) -> str:
+    """What was checked, then the verdict."""
+    rows = [(check.name, "ok" if check.ok else "refused", f"{check.ms:.1f} ms", check.detail) for check in found.checks]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [
+        f"{name:<{widths[0]}}  {outcome:<{widths[1]}}  {ms:>{widths[2]}}  {detail}"
+        for name, outcome, ms, detail in rows
+    ]
+    on = f"onnxruntime {found.onnxruntime}, {found.provider}"
+    verdict = f"{found.model} is proven here: {on}" if found.ok else f"refused: {found.reason}"
+    return "\n".join([f"sha256 {found.digest}", *lines, verdict])
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,13 +1,15 @@
-"""A model between the steps from torch to bundle, and the few facts about its graph that several rooms need."""
+"""A model between the steps from torch to bundle, and the few facts about its graph that several steps need."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
+from edge_runtime.errors import ExportError
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
 
@@ -16,15 +18,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH = 64
+DEQUANTIZE = "DequantizeLinear"
+QDQ = (DEQUANTIZE, "QuantizeLinear")
 
 
 class Artifact(msgspec.Struct, frozen=True):
     """One ONNX model on its way to a bundle.
 
     name: of the variant, as tables show it. precision: as the manifest shows it. model: ONNX bytes, one input, one
-    output, first axis the dynamic batch. front_end: the tensor up to which everything stays float32, "" without a
-    front-end. steps: what was done to it, in order. session: ONNX Runtime session config entries that it needs.
-    module: the torch network it was exported from, None for one that came as ONNX or was changed as ONNX since.
+    output, first axis the batch: dynamic, or 1 where a step says so. front_end: the tensor up to which everything
+    stays float32, "" without a front-end. steps: what was done to it, in order. session: ONNX Runtime session config
+    entries that it needs. module: the torch network it was exported from, None for one that came as ONNX or was
+    changed as ONNX since.
     """
 
     name: str
@@ -46,6 +51,18 @@ class Artifact(msgspec.Struct, frozen=True):
 Step = Callable[[Artifact], Artifact]
 
 
+def changed(artifact: Artifact, proto: onnx.ModelProto, *steps: str, name: str = "", precision: str = "") -> Artifact:
+    """The artifact with another graph, which torch no longer has. steps: what was done. "" keeps the old name."""
+    return msgspec.structs.replace(
+        artifact,
+        name=name or artifact.name,
+        precision=precision or artifact.precision,
+        model=proto.SerializeToString(deterministic=True),
+        steps=(*artifact.steps, *steps),
+        module=None,
+    )
+
+
 def parse(model: bytes) -> onnx.ModelProto:
     """The onnx.ModelProto of ONNX bytes."""
     import onnx  # only export needs it, and `edge-export --help` must not wait for it
@@ -54,14 +71,16 @@ def parse(model: bytes) -> onnx.ModelProto:
 
 
 def outputs_of(artifact: Artifact, inputs: Floats) -> Floats:
-    """What the graph returns for inputs, in batches, one thread.
+    """What the graph returns for inputs, in batches as large as it takes, one thread.
 
     inputs: (n, ...) float32 in the model's layout. Raises ModelError when ONNX Runtime refuses the model.
     """
     session = create(artifact.model, settings=SessionSettings(), entries=artifact.session)
+    fixed = session.get_inputs()[0].shape[0]
+    batch = fixed if isinstance(fixed, int) else BATCH
     parts = [
-        session.run([artifact.output], {artifact.input: np.ascontiguousarray(inputs[i : i + BATCH])})[0]
-        for i in range(0, len(inputs), BATCH)
+        session.run([artifact.output], {artifact.input: np.ascontiguousarray(inputs[i : i + batch])})[0]
+        for i in range(0, len(inputs), batch)
     ]
     joined: Floats = np.concatenate(parts)
     return joined
@@ -69,7 +88,7 @@ def outputs_of(artifact: Artifact, inputs: Floats) -> Floats:
 
 def ancestors(graph: onnx.GraphProto, tensor: str) -> set[str]:
     """Names of all nodes that the tensor is computed from, its own included; none for a tensor that no node makes."""
-    maker = {output: node for node in graph.node for output in node.output}
+    maker = {output: node for node in graph.node for output in node.output if output}  # "" is an output left out
     found: set[str] = set()
     waiting = [tensor]
     while waiting:
@@ -78,3 +97,39 @@ def ancestors(graph: onnx.GraphProto, tensor: str) -> set[str]:
             found.add(node.name)
             waiting.extend(node.input)
     return found
+
+
+def name_nodes(proto: onnx.ModelProto) -> None:
+    """Give every node without a name one: `ancestors` and the quantizers know nodes by name."""
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+
+
+def batch_of(proto: onnx.ModelProto) -> int | str:
+    """The first axis of the input: a number when it is fixed, else its name ("" when it has none)."""
+    axis = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    return int(axis.dim_value) if axis.HasField("dim_value") else str(axis.dim_param)
+
+
+def operators(proto: onnx.ModelProto) -> str:
+    """Operator types with their counts, most frequent first, quantizers left out."""
+    found = Counter(node.op_type for node in proto.graph.node if node.op_type not in QDQ)
+    return listed(found)
+
+
+def listed(counts: Counter[str]) -> str:
+    """`3 Conv, 1 Gemm`, or `nothing`."""
+    return ", ".join(f"{count} {op}" for op, count in counts.most_common()) or "nothing"
+
+
+def refuse_quantized(artifact: Artifact, proto: onnx.ModelProto, step: str) -> None:
+    """Raises ExportError when the graph holds integer operators: the step would undo or double their work."""
+    integer = Counter(node.op_type for node in proto.graph.node if is_integer(node))
+    if integer:
+        raise ExportError(f"{step}: {artifact.name} is quantized already ({listed(integer)}), wanted a float32 graph")
+
+
+def is_integer(node: onnx.NodeProto) -> bool:
+    """Whether an operator quantizes, dequantizes or computes on quantized values."""
+    kind: str = node.op_type
+    return kind in QDQ or "Integer" in kind or kind.startswith(("QLinear", "DynamicQuantize", "QGemm", "QAttention"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_runtime.model.manifest import Manifest
 from export import report
+from export.contents import what_it_is
 from export.measure import PROCESSES, ROUNDS
 from export.quantize import CALIBRATION_WINDOWS
 from export.recipe import Recipe, Split
@@ -22,28 +23,13 @@ def card(recipe: Recipe, outcome: Outcome, manifest: Manifest) -> str:
     sections = [
         f"# {manifest.name} {manifest.version}",
         recipe.summary,
-        _what(manifest),
+        what_it_is(manifest),
         _trained_on(recipe, outcome),
         _measured(recipe, outcome),
         _limits(manifest, outcome),
         _reproduce(manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _what(manifest: Manifest) -> str:
-    spec = manifest.input
-    channels = ", ".join(f"{name} ({unit})" for name, unit in zip(spec.channels, spec.units, strict=True))
-    rate = f" at {spec.rate_hz:g} Hz" if spec.rate_hz else ""
-    labels = ", ".join(manifest.labels) or f"none; an anomaly is an error above {manifest.threshold:.6g}"
-    return (
-        "## What it is\n\n"
-        f"- precision: {manifest.precision}\n"
-        f"- input: windows of {spec.length} samples, hop {spec.hop}{rate}; channels: {channels}; layout {spec.layout}\n"
-        f"- output: {manifest.output.kind}\n- labels: {labels}\n"
-        f"- golden vectors hold to {manifest.tolerances['default'].absolute:.3g} absolute\n"
-        f"- made by: {'; '.join(manifest.provenance.steps)}"
-    )
 
 
 def _trained_on(recipe: Recipe, outcome: Outcome) -> str:

@@ -67,6 +67,107 @@ def _run(path: Path, output: Path | None, *, as_json: bool) -> int:
     return DONE
 
 
+def _words(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise click.BadParameter(f"{text!r}, wanted NAME=VALUE")
+    return name, value
+
+
+def _scalar(text: str) -> tuple[str, float]:
+    """NAME=NUMBER, or true or false."""
+    name, value = _pair(text)
+    try:
+        return name, float({"true": "1", "false": "0"}.get(value, value))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}, wanted a number") from None
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "target",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Bundle to write; default NAME-VERSION.edge, in this folder.",
+)
+@click.option("--spec", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file of what follows.")
+@click.option("--name", help="Default: the file's name.")
+@click.option("--version", help="Default: 0.1.0.")
+@click.option("--input", help="The graph's input that takes a window.")
+@click.option("--output", help="The graph's output to read.")
+@click.option("--channels", type=_words, metavar="A,B", help="Names, with commas.")
+@click.option("--units", type=_words, metavar="A,B", help="One for each channel, or one for all.")
+@click.option("--length", type=int, help="Samples in a window.")
+@click.option("--hop", type=int, help="Samples between window starts.")
+@click.option("--rate-hz", type=float, help="Samples a second.")
+@click.option("--layout", help="NTC, NCT, NT, NF, N1TC, N1CT or NTC1.")
+@click.option("--lead-in", type=int, help="Zeros before the first sample of a stream.")
+@click.option("--labels", type=_words, metavar="A,B", help="Names, with commas, in the order of the output.")
+@click.option("--output-kind", help="scores, logits, probability, reconstruction or error.")
+@click.option("--threshold", type=float, help="Error above which a window is an anomaly.")
+@click.option("--tolerance", type=float, help="How far golden outputs may be off, absolute.")
+@click.option("--scalar", multiple=True, type=_scalar, metavar="INPUT=VALUE", help="An input that is always the same.")
+@click.option(
+    "--state", multiple=True, type=_pair, metavar="INPUT=OUTPUT", help="What a stream carries from window to window."
+)
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Windows for the golden vectors, float32 .npy; default noise.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+def pack(
+    *,
+    model: Path,
+    target: Path | None,
+    spec: Path | None,
+    samples: Path | None,
+    seed: int,
+    scalar: tuple[tuple[str, float], ...],
+    state: tuple[tuple[str, str], ...],
+    **flags: object,
+) -> None:
+    """Make a bundle from somebody else's MODEL.onnx.
+
+    The graph is asked for what it says itself; the rest comes from these options or the TOML file.
+    """
+    if target is not None and not target.parent.is_dir():
+        raise click.BadParameter(f"{target.parent} is not a folder", param_hint="-o")
+    told = {key: value for key, value in flags.items() if value not in (None, ())}
+    told |= {key: dict(pairs) for key, pairs in (("scalar", scalar), ("state", state)) if pairs}
+    try:
+        code = _pack(model, target, spec, told, samples=samples, seed=seed)
+    except EdgeRuntimeError as error:
+        click.echo(f"edge-export: {error}", err=True)
+        code = FAILED
+    raise SystemExit(code)
+
+
+def _pack(
+    model: Path, target: Path | None, spec: Path | None, told: dict[str, object], *, samples: Path | None, seed: int
+) -> int:
+    from export.recipe import require_tools
+
+    require_tools(("onnx",))
+    from export import adopt
+
+    with _progress() as say:
+        say("asking the graph, running it")
+        path, facts = adopt.adopt(model, adopt.read_spec(spec, told), target=target, samples=samples, seed=seed)
+    widths = [max(len(fact[column]) for fact in facts) for column in (0, 1)]
+    for key, value, origin in facts:
+        click.echo(f"{key:{widths[0]}}  {value:{widths[1]}}  {origin}")
+    click.echo(f"{path}: {path.stat().st_size / 1000:.1f} KB", err=True)
+    return DONE
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """One changing line on a terminal's stderr; nothing in a pipe."""

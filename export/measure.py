@@ -1,14 +1,13 @@
 """How fast a candidate is beside float32: paired rounds in a child process, so that a crash is only a result.
 
-Run as a program it is that child: `python -m export.measure BASELINE CANDIDATE WINDOW INPUT SEED`, JSON on stdout.
+Run as a program it is that child: `python -m export.measure INPUT SEED ENTRIES ENTRIES`, the session entries of the
+baseline and of the candidate, in a folder that holds both models and the window; JSON on stdout.
 """
 
 from __future__ import annotations
 
 import gc
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,13 +19,14 @@ import numpy as np
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
 from export.artifact import Artifact
+from export.probe import Failure, child
 
 PROCESSES = 3  # the placement of memory differs from process to process, and with it the time
 ROUNDS = 300
 MIN_ROUNDS = 20
 ROUNDS_S = 5.0
 WARM_UP = 20
-CHILD_LIMIT_S = 300.0
+BASELINE, CANDIDATE, WINDOW = "baseline.onnx", "candidate.onnx", "window.npy"
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -46,12 +46,6 @@ class Latency(msgspec.Struct, frozen=True):
     rounds: int
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """The candidate did not survive being loaded and run; reason in a few words."""
-
-    reason: str
-
-
 class Rounds(msgspec.Struct, frozen=True):
     """What a child measured: one entry a round, nanoseconds."""
 
@@ -67,14 +61,15 @@ def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: in
     pooled: list[Rounds] = []
     with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
         folder = Path(name)
-        (folder / "baseline.onnx").write_bytes(baseline.model)
-        (folder / "candidate.onnx").write_bytes(candidate.model)
-        np.save(folder / "window.npy", window)
+        (folder / BASELINE).write_bytes(baseline.model)
+        (folder / CANDIDATE).write_bytes(candidate.model)
+        np.save(folder / WINDOW, window)
+        entries = [msgspec.json.encode(artifact.session).decode() for artifact in (baseline, candidate)]
         for process in range(PROCESSES):
-            rounds = _child(folder, candidate.input, seed + process)
-            if isinstance(rounds, Failure):
-                return rounds
-            pooled.append(rounds)
+            told = child("export.measure", [candidate.input, str(seed + process), *entries], folder)
+            if isinstance(told, Failure):
+                return told
+            pooled.append(msgspec.json.decode(told, type=Rounds))
     return summarize(
         Rounds([ns for r in pooled for ns in r.baseline_ns], [ns for r in pooled for ns in r.candidate_ns])
     )
@@ -89,28 +84,15 @@ def summarize(rounds: Rounds) -> Latency:
     return Latency(p50, p95, q1, q3, middle, low, high, len(times))
 
 
-def _child(folder: Path, input_name: str, seed: int) -> Rounds | Failure:
-    command = [sys.executable, "-m", "export.measure", "baseline.onnx", "candidate.onnx", "window.npy"]
-    try:
-        done = subprocess.run(
-            [*command, input_name, str(seed)], cwd=folder, capture_output=True, timeout=CHILD_LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Failure(f"did not finish within {CHILD_LIMIT_S:g} s")
-    if done.returncode < 0:
-        return Failure(f"crashed with {signal.Signals(-done.returncode).name}")
-    if done.returncode > 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return Failure(f"failed: {lines[-1][:200] if lines else f'exit status {done.returncode}'}")
-    return msgspec.json.decode(done.stdout, type=Rounds)
-
-
 def main(arguments: list[str]) -> None:
     """The child: time both models in turn on one window and print the rounds."""
-    baseline, candidate, window_file, input_name, seed = arguments
-    inputs = {input_name: np.load(window_file)}
+    input_name, seed, *entries = arguments
+    inputs = {input_name: np.load(WINDOW)}
     sessions = [
-        create(Path(path).read_bytes(), settings=SessionSettings(), entries={}) for path in (baseline, candidate)
+        create(
+            Path(path).read_bytes(), settings=SessionSettings(), entries=msgspec.json.decode(told, type=dict[str, str])
+        )
+        for path, told in zip((BASELINE, CANDIDATE), entries, strict=True)
     ]
     runs = [session.run for session in sessions]
     for _ in range(WARM_UP):

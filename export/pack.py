@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +13,21 @@ from edge_runtime.model.bundle import Golden
 from edge_runtime.model.manifest import (
     ERROR_KINDS,
     SCHEMA,
-    Histogram,
     Manifest,
     OutputSpec,
     Provenance,
     Reference,
     Tolerance,
 )
-from edge_runtime.model.session import load_onnxruntime, softmax
-from edge_runtime.records import Floats
+from edge_runtime.model.session import softmax
 from export import card
 from export.artifact import Artifact, outputs_of
+from export.contents import float32_tolerance, int8_tolerance, reference, tools
 from export.evaluate import comparable
 from export.recipe import Labels, Recipe
 from export.search import Outcome
 
 GOLDEN_MIN, GOLDEN_MAX = 8, 16
-FLOAT32_TOLERANCE = 1e-4
-QUANTIZATION_LEVELS = 255
-STEPS_ALLOWED = 2
-BINS = 16
-SCORE_EDGES = tuple(round(i / 10, 1) for i in range(1, 10))
 
 
 def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
@@ -57,13 +49,16 @@ def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
         labels=recipe.labels,
         tolerances={"default": Tolerance(allowed)},
         files={},
-        provenance=Provenance("/".join(recipe.path.resolve().parts[-2:]), recipe.seed, tools(), artifact.steps),
+        provenance=Provenance(
+            "/".join(recipe.path.resolve().parts[-2:]), recipe.seed, tools("onnxscript", "torch"), artifact.steps
+        ),
         threshold=outcome.threshold,
+        session=artifact.session,
         budgets=recipe.budget,
     )
     described = card.card(recipe, outcome, manifest)
-    reference = reference_of(recipe, outcome, artifact)
-    bundle.write(path, manifest, model=artifact.model, golden=golden, reference=reference, card=described)
+    training = reference_of(recipe, outcome, artifact)
+    bundle.write(path, manifest, model=artifact.model, golden=golden, reference=training, card=described)
     return manifest
 
 
@@ -74,32 +69,12 @@ def golden_vectors(recipe: Recipe, outcome: Outcome, artifact: Artifact) -> tupl
     golden = Golden(split.inputs[chosen], outputs_of(artifact, split.inputs[chosen]))
     wanted = softmax(torch_raw[chosen]) if recipe.output == "logits" else torch_raw[chosen]
     if artifact.precision == "float32":
-        allowed = FLOAT32_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+        allowed = float32_tolerance(wanted)
         difference = float(np.abs(golden.outputs - wanted).max())
         if not difference <= allowed:
             raise ExportError(f"golden vectors: graph and torch differ by {difference:.3g}, allowed {allowed:.3g}")
         return golden, allowed
     return golden, int8_tolerance(torch_raw, torch_raw[chosen], is_logits=recipe.output == "logits")
-
-
-def int8_tolerance(outputs: Floats, golden: Floats, *, is_logits: bool) -> float:
-    """How far int8 outputs may be from the golden ones on another CPU.
-
-    The int8 part is the same to the bit on every CPU we run on, but a float32 front-end before it differs in its last
-    bits, which moves some activations by one quantization step. Allowed are STEPS_ALLOWED steps of the output, a step
-    being the outputs' range over 255. Where the output is scores of logits: what the worst such change, the own logit
-    up and all others down or the reverse, does to any score of the golden windows, at least FLOAT32_TOLERANCE.
-
-    outputs: what torch gives on the validation split. golden: the same for the golden windows.
-    """
-    low, high = min(0.0, float(outputs.min())), max(0.0, float(outputs.max()))
-    shift = STEPS_ALLOWED * (high - low) / QUANTIZATION_LEVELS
-    if not is_logits:
-        return max(shift, FLOAT32_TOLERANCE)
-    scores = softmax(golden).astype(np.float64)
-    up = scores * np.exp(shift) / (scores * np.exp(shift) + (1 - scores) * np.exp(-shift))
-    down = scores * np.exp(-shift) / (scores * np.exp(-shift) + (1 - scores) * np.exp(shift))
-    return max(float(np.max(up - scores)), float(np.max(scores - down)), FLOAT32_TOLERANCE)
 
 
 def spread(targets: Labels, *, count: int) -> npt.NDArray[np.int64]:
@@ -114,41 +89,8 @@ def spread(targets: Labels, *, count: int) -> npt.NDArray[np.int64]:
 
 
 def reference_of(recipe: Recipe, outcome: Outcome, artifact: Artifact) -> Reference:
-    """What the training data looks like: "NAME.mean" and "NAME.std" of each channel's windows, and the scores.
-
-    Features are cut at their own quantiles, so that every bin holds about the same share; scores at tenths;
-    errors at their quantiles.
-    """
+    """What the training data looks like to the shipped graph."""
     inputs = outcome.splits.train.inputs
-    size = (len(inputs), recipe.input.length, len(recipe.input.channels))
-    channels = inputs if recipe.input.layout == "NCT" else np.moveaxis(inputs.reshape(size), 2, 1)
-    features = {}
-    for index, name in enumerate(recipe.input.channels):
-        windows = channels[:, index].astype(np.float64)
-        features[f"{name}.mean"] = by_quantiles(windows.mean(axis=1))
-        features[f"{name}.std"] = by_quantiles(windows.std(axis=1))
     outputs = outputs_of(artifact, inputs)
-    if recipe.output in ERROR_KINDS:
-        scores = {"error": by_quantiles(comparable(recipe, inputs, outputs)[:, 0].astype(np.float64))}
-    else:
-        scores = {label: counted(outputs[:, i], SCORE_EDGES) for i, label in enumerate(recipe.labels)}
-    return Reference(features, scores, len(inputs))
-
-
-def by_quantiles(values: npt.NDArray[np.float64]) -> Histogram:
-    """BINS bins of about equal counts; fewer where values repeat."""
-    edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS))
-    return counted(values, tuple(float(edge) for edge in edges))
-
-
-def counted(values: npt.NDArray[np.floating], edges: tuple[float, ...]) -> Histogram:
-    """Counts of values below the first edge, between the edges (the lower one included), and from the last one up."""
-    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-    return Histogram(edges, tuple(int(count) for count in counts))
-
-
-def tools() -> dict[str, str]:
-    """Versions of what made the bundle."""
-    packages = ("edge-runtime", "numpy", "onnx", "onnxscript", "torch")
-    found = {name: metadata.version(name) for name in packages}
-    return {**found, "onnxruntime": load_onnxruntime().__version__, "python": platform.python_version()}
+    scores = comparable(recipe, inputs, outputs) if recipe.output in ERROR_KINDS else outputs
+    return reference(recipe.input, recipe.labels, inputs, scores)

@@ -1,8 +1,13 @@
-"""Static QDQ int8: only how, never whether. The front-end stays float32, and nothing quantized is an error."""
+"""Static and dynamic int8: only how, never whether.
+
+The front-end stays float32, and a quantization that leaves most of the weights in float32 is an error: what it costs
+in accuracy would buy nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +19,21 @@ import numpy as np
 from edge_runtime.errors import ExportError
 from edge_runtime.model.session import load_onnxruntime
 from edge_runtime.records import Floats
-from export.artifact import Artifact, Step, ancestors, parse
+from export.artifact import (
+    DEQUANTIZE,
+    QDQ,
+    Artifact,
+    Step,
+    ancestors,
+    batch_of,
+    changed,
+    listed,
+    name_nodes,
+    operators,
+    parse,
+    refuse_quantized,
+)
+from export.islands import islands
 from export.quiet import one_line, silenced
 from export.recipe import Splits
 
@@ -26,8 +45,19 @@ CALIBRATION_BATCH = 32
 SCHEMES = {"u8s8": ("QUInt8", "QInt8"), "s8s8": ("QInt8", "QInt8")}  # activations, weights
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-DEQUANTIZE = "DequantizeLinear"
-QDQ = (DEQUANTIZE, "QuantizeLinear")
+RECURRENT = ("GRU", "LSTM", "RNN")
+DYNAMIC = ("Attention", "Gemm", "LSTM", "MatMul")  # never Conv
+INTEGER = ("DynamicQuantizeLSTM", "MatMulInteger", "QAttention")
+MIN_SHARE = 0.5  # of the weights that must become int8
+NO_INT8_GRU = "ONNX Runtime has no int8 GRU (onnxruntime#9796): weight_only.int8"
+STATIC_FLOAT = {
+    "GRU": NO_INT8_GRU,
+    "LSTM": "an int8 LSTM is only dynamic (onnxruntime#5747): quantize.dynamic or weight_only.int8",
+}
+DYNAMIC_FLOAT = {
+    "GRU": NO_INT8_GRU,
+    "Conv": "dynamic int8 makes convolutions 4 to 33 times slower (onnxruntime#12854): quantize.static_qdq",
+}
 
 
 def calibration(splits: Splits, *, seed: int) -> Floats:
@@ -81,7 +111,8 @@ def static_qdq(
 
     windows: (n, ...) float32 in the model's layout. scheme: types of activations and weights.
     Raises ExportError for an unknown scheme or method; "distribution" is one, because ONNX Runtime accepts it
-    for int8 and then destroys the model. The step raises ExportError when nothing could be quantized.
+    for int8 and then destroys the model. The step raises ExportError when less than MIN_SHARE of the weights becomes
+    int8.
     """
     if scheme not in SCHEMES:
         raise ExportError(f"quantization scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}")
@@ -93,26 +124,99 @@ def static_qdq(
 
 def _qdq(artifact: Artifact, windows: Floats, settings: _Settings) -> Artifact:
     with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        prepared = _prepared(artifact, Path(folder))
-        front = ancestors(prepared.graph, artifact.front_end)
+        before = prepared(artifact, Path(folder), "static int8")
+        front = ancestors(before.graph, artifact.front_end)
         reader = _Windows(artifact.input, windows)
-        quantized = _quantized(prepared, reader, Path(folder), settings=settings, kept=sorted(front))
+        quantized = _quantized(before, reader, Path(folder), settings=settings, kept=sorted(front))
     done = quantized_operators(quantized)
     _check(quantized, artifact.front_end, done)
     bits = ", 7-bit weights" if settings.reduce_range else ""
-    counts = ", ".join(f"{n} {op}" for op, n in sorted(done.items()))
-    note = f"; {len(front)} front-end nodes left in float32" if front else ""
-    return msgspec.structs.replace(
-        artifact,
-        name=f"int8-{settings.scheme}",
-        precision="int8",
-        model=quantized.SerializeToString(deterministic=True),
-        steps=(
-            *artifact.steps,
+    return _reported(
+        changed(
+            artifact,
+            quantized,
             f"static QDQ int8 {settings.scheme} per channel{bits}, {settings.method} over {len(windows)} train windows",
-            f"quantized: {counts}{note}",
+            name=f"int8-{settings.scheme}",
+            precision="int8",
         ),
+        before,
+        done,
+        STATIC_FLOAT,
     )
+
+
+def dynamic(*, reduce_range: bool = False) -> Step:
+    """A step that makes the weights of LSTM, MatMul and Gemm int8, and activations as they come; never of Conv.
+
+    Activations are scaled by their range over the whole batch, so that a window's result would depend on the others
+    in its batch: the batch axis is fixed to 1. reduce_range: 7-bit weights, for x86 without VNNI.
+    The step raises ExportError when less than MIN_SHARE of the weights becomes int8.
+    """
+    return lambda artifact: _dynamic(artifact, reduce_range=reduce_range)
+
+
+def _dynamic(artifact: Artifact, *, reduce_range: bool) -> Artifact:
+    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
+        before = prepared(artifact, Path(folder), "dynamic int8")
+        front = ancestors(before.graph, artifact.front_end)
+        quantized = _quantized_dynamically(before, Path(folder), reduce_range=reduce_range, kept=sorted(front))
+    _fix_batch(quantized)
+    done = Counter(node.op_type for node in quantized.graph.node if node.op_type in INTEGER)
+    bits = ", 7-bit weights" if reduce_range else ""
+    return _reported(
+        changed(
+            artifact,
+            quantized,
+            f"dynamic int8, weights per tensor{bits}; batch axis fixed to 1, as activations are scaled over the batch",
+            name="int8-dynamic",
+            precision="int8",
+        ),
+        before,
+        done,
+        DYNAMIC_FLOAT,
+    )
+
+
+def _reported(artifact: Artifact, before: onnx.ModelProto, done: Counter[str], why: dict[str, str]) -> Artifact:
+    """The quantized artifact with what was quantized, what was not, and what ONNX Runtime makes of it.
+
+    Raises ExportError when most of the weights stayed in float32. why: the reason of each such operator.
+    """
+    after = parse(artifact.model)
+    had, left = (_float_weights(proto, artifact.front_end) for proto in (before, after))
+    share = 1 - left.total() / had.total() if had else 0.0
+    if share < MIN_SHARE:
+        reasons = "; ".join(why[op] for op in left if op in why)
+        raise ExportError(
+            f"{artifact.name}: only {share:.1%} of the weights would become int8, wanted at least {MIN_SHARE:.0%}. "
+            f"In float32 stay {_weights(left)}{': ' if reasons else ''}{reasons}"
+        )
+    front = ancestors(after.graph, artifact.front_end)
+    note = f"; {len(front)} front-end nodes left in float32" if front else ""
+    stayed = f"; in float32 stay {_weights(left)}" if left else ""
+    told = f"quantized: {listed(done)}, {share:.1%} of the weights{stayed}{note}"
+    return msgspec.structs.replace(artifact, steps=(*artifact.steps, told, str(islands(artifact))))
+
+
+def _weights(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} weights of {op}" for op, count in counts.most_common()) or "no weights"
+
+
+def _float_weights(proto: onnx.ModelProto, front_end: str) -> Counter[str]:
+    """Elements of float32 weights by the operator that reads them, those of the front-end left out."""
+    import onnx
+
+    front = ancestors(proto.graph, front_end)
+    sizes = {
+        tensor.name: math.prod(tensor.dims)
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
+    }
+    counts: Counter[str] = Counter()
+    for node in proto.graph.node:
+        if node.name not in front and node.op_type in (*WEIGHTED, *RECURRENT, *DYNAMIC):
+            counts[node.op_type] += sum(sizes.pop(name, 0) for name in node.input)
+    return +counts
 
 
 def quantized_operators(proto: onnx.ModelProto) -> Counter[str]:
@@ -128,9 +232,10 @@ def quantized_operators(proto: onnx.ModelProto) -> Counter[str]:
     return counts
 
 
-def _prepared(artifact: Artifact, folder: Path) -> onnx.ModelProto:
-    """The graph after ORT's pre-processing (shape inference, fusions), its front-end boundary kept.
+def prepared(artifact: Artifact, folder: Path, step: str) -> onnx.ModelProto:
+    """The graph after ORT's pre-processing (shape inference, folding, fusions), its front-end boundary kept.
 
+    step: what wants it, for errors. Raises ExportError when the graph is quantized already or cannot be processed.
     As an output of the graph the boundary cannot be fused away; the node metadata of the exporter would not
     survive this step. Symbolic shape inference is left out: torch's exporter has recorded the shapes already, and
     ONNX Runtime's fails on some of them (1.32, a MatMul it knows no rank of).
@@ -139,6 +244,7 @@ def _prepared(artifact: Artifact, folder: Path) -> onnx.ModelProto:
     from onnxruntime.quantization.preprocess import quant_pre_process  # after telemetry is off
 
     proto = parse(artifact.model)
+    refuse_quantized(artifact, proto, step)
     if artifact.front_end:
         proto.graph.output.append(next(v for v in proto.graph.value_info if v.name == artifact.front_end))
     source, target = folder / "exported.onnx", folder / "prepared.onnx"
@@ -148,14 +254,13 @@ def _prepared(artifact: Artifact, folder: Path) -> onnx.ModelProto:
             quant_pre_process(source, target, skip_optimization=False, skip_onnx_shape=False, skip_symbolic_shape=True)
     except Exception as error:
         raise ExportError(
-            f"pre-processing before quantization failed: {type(error).__name__}: {one_line(error)}"
+            f"{step}: pre-processing before quantization failed: {type(error).__name__}: {one_line(error)}"
         ) from error
-    prepared = parse(target.read_bytes())
-    for index, node in enumerate(prepared.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+    done = parse(target.read_bytes())
+    name_nodes(done)
     if artifact.front_end:
-        prepared.graph.output.remove(next(v for v in prepared.graph.output if v.name == artifact.front_end))
-    return prepared
+        done.graph.output.remove(next(v for v in done.graph.output if v.name == artifact.front_end))
+    return done
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -208,13 +313,46 @@ def _quantized(
     return parse(target.read_bytes())
 
 
+def _quantized_dynamically(
+    proto: onnx.ModelProto, folder: Path, *, reduce_range: bool, kept: list[str]
+) -> onnx.ModelProto:
+    load_onnxruntime()
+    from onnxruntime import quantization as ort
+
+    target = folder / "quantized.onnx"
+    try:
+        with silenced():
+            ort.quantize_dynamic(
+                proto,
+                target,
+                op_types_to_quantize=list(DYNAMIC),
+                per_channel=False,
+                reduce_range=reduce_range,
+                weight_type=ort.QuantType.QInt8,
+                nodes_to_quantize=None,
+                nodes_to_exclude=kept,
+                use_external_data_format=False,
+                extra_options={"MatMulConstBOnly": True},
+            )
+    except Exception as error:
+        raise ExportError(f"quantization failed: {type(error).__name__}: {one_line(error)}") from error
+    return parse(target.read_bytes())
+
+
+def _fix_batch(proto: onnx.ModelProto) -> None:
+    name = batch_of(proto)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if name and axis.dim_param == name:
+                axis.dim_value = 1
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
 def _check(proto: onnx.ModelProto, front_end: str, done: Counter[str]) -> None:
     if not done:
-        found = Counter(node.op_type for node in proto.graph.node if node.op_type not in QDQ)
-        listed = ", ".join(f"{count} {op}" for op, count in found.most_common())
         raise ExportError(
-            f"quantization changed no {', '.join(WEIGHTED)}; the graph has {listed}. Every such operator is missing "
-            "or belongs to the front-end"
+            f"quantization changed no {', '.join(WEIGHTED)}; the graph has {operators(proto)}. Every such operator is "
+            "missing or belongs to the front-end"
         )
     before = ancestors(proto.graph, front_end)
     touched = [node.name for node in proto.graph.node if node.name in before and node.op_type in QDQ]

@@ -86,12 +86,12 @@ class Recipe(msgspec.Struct, frozen=True):
     metric: Callable[[Floats, Labels], float] | None
 
 
-def require_tools() -> None:
-    """Raises DependencyError naming what to install when torch, onnx, onnxscript or onnxruntime is missing.
+def require_tools(tools: tuple[str, ...] = TOOLS) -> None:
+    """Raises DependencyError naming what to install when one of the tools, or onnxruntime, is missing.
 
     ONNX Runtime is imported here, before anything else can do so with its telemetry on.
     """
-    missing = [name for name in TOOLS if importlib.util.find_spec(name) is None]
+    missing = [name for name in tools if importlib.util.find_spec(name) is None]
     if missing:
         raise DependencyError(
             f"{', '.join(missing)} not installed; edge-export needs: pip install 'edge-runtime[export,cpu]'"

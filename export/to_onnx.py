@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
-from export.artifact import Artifact, outputs_of, parse
-from export.quiet import one_line, silenced
+from export import parity
+from export.artifact import Artifact, batch_of, changed, name_nodes, outputs_of, parse
+from export.quiet import silenced
 from export.train import torch_outputs
 
 EXAMPLE_BATCH = 2  # an example of one window makes the exporter fix the batch axis to 1 (pytorch#157621)
-PARITY_BATCHES = (1, 2, 7)
-PARITY_TOLERANCE = 1e-4
 FRONT_END = "front_end"
 SCORES = "scores"
 
@@ -32,7 +29,7 @@ class _WithBoundary(nn.Module):
         super().__init__()
         self.model = model
         self.boundary: list[torch.Tensor] = []
-        front_end.register_forward_hook(lambda _module, _inputs, output: self.boundary.append(output))
+        self.hook = front_end.register_forward_hook(lambda _module, _inputs, output: self.boundary.append(output))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.boundary.clear()
@@ -48,15 +45,19 @@ def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: s
     windows: (n, ...) float32 in the model's layout, n >= 7, real ones: they are the example and the proof.
     Raises ExportError naming the operator that cannot be exported, or the figure when the outputs differ.
     """
-    if len(windows) < max(PARITY_BATCHES):
-        raise ExportError(f"parity needs {max(PARITY_BATCHES)} windows, the train split has {len(windows)}")
+    if len(windows) < max(parity.BATCHES):
+        raise ExportError(f"parity needs {max(parity.BATCHES)} windows, the train split has {len(windows)}")
     front_end = getattr(model, FRONT_END, None)
     has_front_end = isinstance(front_end, nn.Module)
     module = _WithBoundary(model, front_end).eval() if has_front_end else model.eval()  # type: ignore[arg-type]
     names = [output_name, FRONT_END] if has_front_end else [output_name]
-    proto = _dynamo(module, torch.from_numpy(windows[:EXAMPLE_BATCH].copy()), input_name, names)
-    fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    if fixed:
+    try:
+        proto = _dynamo(module, torch.from_numpy(windows[:EXAMPLE_BATCH].copy()), input_name, names)
+    finally:
+        if isinstance(module, _WithBoundary):
+            module.hook.remove()
+    fixed = batch_of(proto)
+    if isinstance(fixed, int):
         raise ExportError(
             f"the exporter fixed the batch axis to {fixed}: forward() must work for any batch and not turn x.shape[0] "
             "into a Python number or branch on it"
@@ -71,9 +72,10 @@ def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: s
         output=output_name,
         steps=(f"torch.onnx dynamo export, opset {_opset(proto)}, dynamic batch axis",),
         front_end=boundary,
+        module=model,
     )
     error = check_parity(artifact, model, windows)
-    sizes = ", ".join(map(str, PARITY_BATCHES))
+    sizes = ", ".join(map(str, parity.BATCHES))
     return msgspec.structs.replace(
         artifact, steps=(*artifact.steps, f"parity with torch at batch {sizes}: largest difference {error:.1e}")
     )
@@ -90,41 +92,21 @@ def with_scores(artifact: Artifact) -> Artifact:
     output = graph.output[0]
     graph.node.append(onnx.helper.make_node("Softmax", [output.name], [scores], name="softmax", axis=-1))
     output.name = scores
-    return msgspec.structs.replace(
-        artifact,
-        model=proto.SerializeToString(deterministic=True),
-        output=scores,
-        steps=(*artifact.steps, "softmax appended: logits to scores"),
-    )
+    return msgspec.structs.replace(changed(artifact, proto, "softmax appended: logits to scores"), output=scores)
 
 
 def check_parity(artifact: Artifact, model: nn.Module, windows: Floats) -> float:
     """The largest absolute difference between torch and the graph, at each of the parity batch sizes.
 
-    Allowed is PARITY_TOLERANCE, times the largest torch output where that is above 1. Raises ExportError beyond.
+    Raises ExportError beyond what `parity` allows.
     """
-    worst = 0.0
-    for batch in PARITY_BATCHES:
-        inputs = windows[:batch]
-        wanted = _run("torch", lambda windows: torch_outputs(model, windows), inputs)
-        found = _run("the exported graph", lambda windows: outputs_of(artifact, windows), inputs)
-        if found.shape != wanted.shape:
-            raise ExportError(f"parity: at batch {batch} the graph returns {found.shape}, torch {wanted.shape}")
-        difference = float(np.max(np.abs(found - wanted)))
-        allowed = PARITY_TOLERANCE * max(1.0, float(np.max(np.abs(wanted))))
-        if not difference <= allowed:
-            raise ExportError(
-                f"parity: at batch {batch} the graph differs from torch by {difference:.3g}, allowed {allowed:.3g}"
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def _run(what: str, function: Callable[[Floats], Floats], inputs: Floats) -> Floats:
-    try:
-        return function(inputs)
-    except Exception as error:
-        raise ExportError(f"parity: {what} does not run at batch {len(inputs)}: {one_line(error)}") from error
+    return parity.largest_difference(
+        "the graph",
+        lambda inputs: outputs_of(artifact, inputs),
+        "torch",
+        lambda inputs: torch_outputs(model, inputs),
+        windows,
+    )
 
 
 def _dynamo(module: nn.Module, example: torch.Tensor, input_name: str, output_names: list[str]) -> onnx.ModelProto:
@@ -196,8 +178,7 @@ def _strip(proto: onnx.ModelProto) -> None:
     graph = proto.graph
     graph.name, graph.doc_string = "model", ""
     graph.ClearField("metadata_props")
-    for index, node in enumerate(graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+    name_nodes(proto)
     for value in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         value.ClearField("metadata_props")
         value.doc_string = ""

@@ -13,7 +13,7 @@ import pytest
 
 from edge_runtime.model import bundle
 from edge_runtime.model.session import Session, SessionSettings
-from export import pack, report
+from export import contents, pack, report
 from export.artifact import outputs_of
 from export.recipe import load
 from export.search import Outcome, search
@@ -128,11 +128,11 @@ def test_the_tolerance_of_int8_scores_is_what_two_steps_of_the_logits_do() -> No
     undecided, decided = np.zeros((1, 2), np.float32), np.array([[-5.0, 5.0]], np.float32)
     shift = 2 * 10 / 255
 
-    allowed = pack.int8_tolerance(outputs, undecided, is_logits=True)
+    allowed = contents.int8_tolerance(outputs, undecided, is_logits=True)
 
     assert allowed == pytest.approx(1 / (1 + np.exp(-2 * shift)) - 0.5)
-    assert pack.int8_tolerance(outputs, decided, is_logits=True) == pack.FLOAT32_TOLERANCE
-    assert pack.int8_tolerance(outputs, undecided, is_logits=False) == pytest.approx(shift)
+    assert contents.int8_tolerance(outputs, decided, is_logits=True) == contents.FLOAT32_TOLERANCE
+    assert contents.int8_tolerance(outputs, undecided, is_logits=False) == pytest.approx(shift)
 
 
 def test_the_reference_counts_every_training_window_once(exported, outcome: Outcome) -> None:
@@ -148,7 +148,7 @@ def test_the_reference_counts_every_training_window_once(exported, outcome: Outc
     deviations = train[:, 1].astype(np.float64).std(axis=1)
     assert counts[0] == int(np.sum(deviations < edges[0]))
     assert counts[3] == int(np.sum((edges[2] <= deviations) & (deviations < edges[3])))
-    assert len(counts) == pack.BINS
+    assert len(counts) == contents.BINS
 
 
 def test_packing_refuses_a_float32_graph_that_does_not_give_what_torch_gives(outcome: Outcome, tmp_path: Path) -> None:

@@ -15,14 +15,21 @@ pytestmark = pytest.mark.torch
 
 
 def measured(
-    name: str, *, speedup: float = 1.0, drop: float = 0.0, kb: float = 10.0, p95_ms: float = 0.1, failure: str = ""
+    name: str,
+    *,
+    speedup: float = 1.0,
+    spread: float = 0.0,
+    drop: float = 0.0,
+    kb: float = 10.0,
+    p95_ms: float = 0.1,
+    failure: str = "",
 ) -> Measured:
     """A candidate as if it had been measured: accuracy 0.9 less its drop."""
     artifact = Artifact(name, "float32", bytes(int(kb * 1000)), "x", "scores", ())
     if failure:
         return Measured(name, artifact=artifact, failure=failure)
     us = 1000 * p95_ms
-    latency = Latency(us, us, us, us, speedup, speedup, speedup, 900)
+    latency = Latency(us, us, us, us, speedup, speedup - spread, speedup + spread, 900)
     found = Evaluation(100, 0.9 - drop, 0.8, 0.95, 1.0, 40.0, 1.0)
     return Measured(name, artifact, latency, found, found, drop)
 
@@ -41,6 +48,12 @@ def test_a_candidate_slower_than_float32_is_rejected_with_the_figure() -> None:
     verdicts = told([measured("float32"), measured("int8", speedup=0.83, kb=1)], Budget(max_drop=0.01))
 
     assert verdicts == ["chosen", "rejected: slower than float32 (0.83x)"]
+
+
+def test_a_candidate_whose_rounds_lie_on_both_sides_of_float32_is_equally_fast() -> None:
+    verdicts = told([measured("float32", kb=40), measured("weights", speedup=0.997, spread=0.01)], Budget())
+
+    assert verdicts == ["not chosen: not smaller, equally fast", "chosen"]
 
 
 def test_a_candidate_a_hair_slower_than_float32_does_not_read_as_equally_fast() -> None:

@@ -1,0 +1,200 @@
+"""What somebody else's ONNX file asks for and gives, read without running it; nothing outside its folder is touched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_runtime.errors import ExportError, ModelError
+from edge_runtime.model.bundle import MAX_BUNDLE_BYTES
+from edge_runtime.model.onnx_graph import read_facts
+from edge_runtime.model.policy import objections
+from export.quiet import one_line
+
+if TYPE_CHECKING:
+    import onnx
+
+PASSING_ON = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
+INT8_OPERATORS = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"}
+TYPE_WORDS = {"float": "float32", "double": "float64"}
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """An input or output of a graph. dtype: as NumPy says it. shape: None for an axis that the graph leaves open."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        axes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype} ({axes})"
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """An ONNX file. sha256: of the file as it came. model: ONNX bytes, whole. embedded: files whose tensors it took in.
+
+    made_by: operator type behind each output, those that only pass values on left out. precision: float32, float16
+    or int8.
+    """
+
+    file: str
+    sha256: str
+    model: bytes
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    made_by: dict[str, str]
+    precision: str
+    opset: int
+    nodes: int
+    embedded: tuple[str, ...]
+
+    def listed(self) -> str:
+        """Its inputs and outputs, two lines."""
+        return f"  inputs:  {' · '.join(map(str, self.inputs))}\n  outputs: {' · '.join(map(str, self.outputs))}"
+
+
+def read(path: Path) -> Graph:
+    """Raises ExportError when the file is not ONNX, reaches outside its folder or needs operators of its own."""
+    import onnx
+
+    raw = _bytes(path)
+    try:
+        proto = onnx.load_from_string(raw)
+    except Exception as error:  # protobuf's DecodeError has no public home
+        raise ExportError(f"{path}: not an ONNX file: {one_line(error)}") from error
+    if not proto.graph.output:
+        raise ExportError(f"{path}: not an ONNX file: it has no graph with an output")
+    embedded = _embed(path, proto)
+    model = proto.SerializeToString(deterministic=True) if embedded else raw
+    _check_policy(path, model)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    operators = {node.op_type for part in _parts(proto) for node in part.node}
+    return Graph(
+        file=path.name,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        model=model,
+        inputs=tuple(_tensor(path, value) for value in proto.graph.input if value.name not in constants),
+        outputs=tuple(_tensor(path, value) for value in proto.graph.output),
+        made_by={value.name: _made_by(proto.graph, value.name) for value in proto.graph.output},
+        precision=_precision(proto, operators),
+        opset=next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0),
+        nodes=len(proto.graph.node),
+        embedded=embedded,
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BUNDLE_BYTES:
+            raise ExportError(f"{path}: {size} bytes, larger than the limit of {MAX_BUNDLE_BYTES} of a bundle")
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _tensor(path: Path, value: onnx.ValueInfoProto) -> Tensor:
+    import onnx
+
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise ExportError(f"{path}: {value.name} is a {value.type.WhichOneof('value')}, wanted a tensor")
+    tensor = value.type.tensor_type
+    word = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    return Tensor(value.name, TYPE_WORDS.get(word, word), shape)
+
+
+def _parts(proto: onnx.ModelProto) -> Iterator[Any]:
+    """The graph and its functions, and every graph inside a node of theirs."""
+    waiting: list[Any] = [proto.graph, *proto.functions]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        for node in part.node:
+            for attribute in node.attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else []
+                waiting += attribute.graphs
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant of the model."""
+    for part in _parts(proto):
+        yield from getattr(part, "initializer", ())
+        sparse = [*getattr(part, "sparse_initializer", ())]
+        for node in part.node:
+            for attribute in node.attribute:
+                yield from [attribute.t] if attribute.HasField("t") else []
+                yield from attribute.tensors
+                sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                sparse += attribute.sparse_tensors
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
+
+
+def _check_policy(path: Path, model: bytes) -> None:
+    """Raises ExportError for what the device would refuse."""
+    try:
+        found = objections(read_facts(model), {})
+    except ModelError as error:
+        raise ExportError(f"{path}: {error}") from error
+    for objection in found:
+        raise ExportError(f"{path}: {objection}")
+
+
+def _embed(path: Path, proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Take in tensors kept in files right beside the model; the names of those files.
+
+    Raises ExportError for any other place, and for a link, which could lead anywhere.
+    """
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    names: dict[str, int] = {}
+    for tensor in _tensors(proto):
+        if not uses_external_data(tensor):
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        if location not in names:
+            names[location] = _beside(path, location)
+        if sum(names.values()) > MAX_BUNDLE_BYTES:
+            raise ExportError(f"{path}: its external data is larger than the limit of {MAX_BUNDLE_BYTES} of a bundle")
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except Exception as error:
+            raise ExportError(f"{path}: external data of {tensor.name}: {one_line(error)}") from error
+    return tuple(sorted(names))
+
+
+def _beside(path: Path, location: str) -> int:
+    """Size in bytes of a file of external data."""
+    file = path.parent / location
+    if not location or location != Path(location).name or location in {".", ".."}:
+        raise ExportError(f"{path}: external data in {location!r}, wanted a plain name of a file beside the model")
+    if file.is_symlink() or not file.is_file():
+        raise ExportError(f"{path}: external data in {location!r}, which is no plain file beside the model")
+    if file.stat().st_nlink != 1:
+        raise ExportError(f"{path}: external data in {location!r}, which has other names (hard links); copy it first")
+    return file.stat().st_size
+
+
+def _made_by(graph: onnx.GraphProto, tensor: str) -> str:
+    makers = {output: node for node in graph.node for output in node.output}
+    for _ in graph.node:
+        node = makers.get(tensor)
+        if node is None or node.op_type not in PASSING_ON or not node.input:
+            break
+        tensor = node.input[0]
+    return makers[tensor].op_type if tensor in makers else ""
+
+
+def _precision(proto: onnx.ModelProto, operators: set[str]) -> str:
+    import onnx
+
+    if any(name in INT8_OPERATORS or name.startswith("QLinear") for name in operators):
+        return "int8"
+    half = onnx.TensorProto.FLOAT16
+    return "float16" if any(tensor.data_type == half for tensor in _tensors(proto)) else "float32"

@@ -1,0 +1,300 @@
+"""Dynamic int8, weight-only int8, what ONNX Runtime makes of them, and everything that is refused."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from export_nets import artifact_of, exported, padded_convolution, two_matrices, windows
+from onnx import helper, numpy_helper
+
+from edge_runtime.errors import ExportError
+from edge_runtime.model import bundle
+from edge_runtime.model.session import Session, SessionSettings
+from export import clean, half, pack, probe, quantize, search, weight_only
+from export.artifact import Artifact, batch_of, outputs_of, parse
+from export.evaluate import snr_db
+from export.islands import islands, of_graph
+from export.recipe import load
+
+pytestmark = pytest.mark.torch
+
+ROOT = Path(__file__).parents[1]
+PULSES = Path(__file__).parent / "export_recipes" / "pulses.py"
+FLAG = "session.disable_quant_qdq"
+
+
+def constants(artifact: Artifact) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in parse(artifact.model).graph.initializer}
+
+
+def types(model: bytes) -> set[str]:
+    return {node.op_type for node in parse(model).graph.node}
+
+
+def test_dynamic_int8_makes_an_lstm_small() -> None:
+    done = quantize.dynamic()(exported("lstm"))
+
+    assert (done.name, done.precision) == ("int8-dynamic", "int8")
+    assert done.size_kb < exported("lstm").size_kb / 3
+    assert 30 < snr_db(outputs_of(exported("lstm"), windows("lstm")), outputs_of(done, windows("lstm"))) < 80
+    assert done.steps[-2] == "quantized: 2 DynamicQuantizeLSTM, 1 MatMulInteger, 100.0% of the weights"
+    assert done.steps[-1].startswith("ONNX Runtime computes 2 DynamicQuantizeLSTM, 1 DynamicQuantizeMatMul in int8")
+
+
+@pytest.mark.parametrize("name", ["lstm", "encoder"])
+def test_dynamic_int8_takes_windows_one_by_one_because_a_neighbour_would_change_the_scale(name: str) -> None:
+    done = quantize.dynamic()(exported(name))
+    loud = np.concatenate([windows(name)[:1], 50 * windows(name)[1:2]])
+
+    assert (batch_of(parse(exported(name).model)), batch_of(parse(done.model))) == ("batch", 1)
+    np.testing.assert_array_equal(outputs_of(done, loud)[0], outputs_of(done, loud[:1])[0])
+    together = parse(done.model)
+    together.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    together.graph.output[0].type.tensor_type.ClearField("shape")
+    del together.graph.value_info[:]
+    free = msgspec.structs.replace(done, model=together.SerializeToString())
+    assert not np.array_equal(outputs_of(free, loud)[0], outputs_of(free, loud[:1])[0])
+
+
+def test_dynamic_int8_of_a_transformer_quantizes_its_matrices() -> None:
+    done = quantize.dynamic()(exported("encoder"))
+
+    wanted = outputs_of(exported("encoder"), windows("encoder"))
+    assert snr_db(wanted, outputs_of(done, windows("encoder"))) > 30
+    assert islands(done).islands == ()
+    assert set(islands(done).integer) == {"DynamicQuantizeMatMul"}
+
+
+def test_dynamic_int8_with_reduced_range_uses_seven_bits() -> None:
+    stored = [
+        v for v in constants(quantize.dynamic(reduce_range=True)(exported("lstm"))).values() if v.dtype == np.int8
+    ]
+
+    assert max(int(np.abs(weight).max()) for weight in stored) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "told"),
+    [
+        ("convolutions", quantize.dynamic(), "In float32 stay 3040 weights of Conv: dynamic int8 makes convolutions"),
+        ("gru", quantize.dynamic(), r"only 0\.8% of the weights would become int8, wanted at least 50%"),
+        ("gru", quantize.dynamic(), r"stay \d+ weights of GRU: ONNX Runtime has no int8 GRU \(onnxruntime#9796\)"),
+        ("gru", quantize.static_qdq(windows("gru")), r"has no int8 GRU \(onnxruntime#9796\): weight_only\.int8"),
+        ("lstm", quantize.static_qdq(windows("lstm")), r"an int8 LSTM is only dynamic \(onnxruntime#5747\)"),
+    ],
+)
+def test_an_operator_that_would_stay_float_is_named_with_the_reason(name: str, step, told: str) -> None:
+    with pytest.raises(ExportError, match=told):
+        step(exported(name))
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("gru", 3.0), ("lstm", 3.0), ("convolutions", 1.9)])
+def test_weight_only_int8_is_small_and_close(name: str, ratio: float) -> None:
+    done = weight_only.int8()(exported(name))
+
+    assert done.size_kb < exported(name).size_kb / ratio
+    assert snr_db(outputs_of(exported(name), windows(name)), outputs_of(done, windows(name))) > 45
+    assert done.session == {FLAG: "1"}
+    assert batch_of(parse(done.model)) == "batch"
+
+
+def test_weight_only_int8_makes_a_gru_of_useful_size_three_and_a_half_times_smaller() -> None:
+    random = np.random.default_rng(0)
+    shapes = {"W": (1, 384, 128), "R": (1, 384, 128), "B": (1, 768)}
+    weights = {name: random.uniform(-0.09, 0.09, shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["steps", "W", "R", "B"], ["", "last"], hidden_size=128, linear_before_reset=1),
+        helper.make_node("Squeeze", ["last", "zero"], ["y"]),
+    ]
+    artifact = artifact_of(nodes, {**weights, "zero": np.array([0])}, shape=[16, 128], width=128)
+    inputs = random.normal(size=(20, 16, 128)).astype(np.float32)
+
+    done = weight_only.int8()(artifact)
+
+    assert artifact.size_kb / done.size_kb > 3.5
+    assert snr_db(outputs_of(artifact, inputs), outputs_of(done, inputs)) > 45
+    assert {name: value.dtype for name, value in constants(done).items() if value.ndim > 1} == {
+        "W_int8": np.int8, "R_int8": np.int8, "B": np.float32
+    }  # fmt: skip
+    assert "weight-only int8: 2 weights, 98304 of 99073 elements" in done.steps[-1]
+
+
+def test_weights_are_folded_at_load_only_with_the_session_entry() -> None:
+    done = weight_only.int8()(exported("gru"))
+    bare = msgspec.structs.replace(done, session={})
+
+    with_entry, without = probe.optimized(done), probe.optimized(bare)
+
+    assert isinstance(with_entry, bytes)
+    assert isinstance(without, bytes)
+    assert "DequantizeLinear" not in types(with_entry)
+    assert "DequantizeLinear" in types(without)
+    np.testing.assert_allclose(outputs_of(done, windows("gru")), outputs_of(bare, windows("gru")), atol=1e-6)
+
+
+def test_rows_are_scaled_by_their_largest_magnitude() -> None:
+    stored, scale = weight_only.rows_to_int8(np.array([[1.0, -2.0], [0.0, 0.0], [127.0, 1.0]], np.float32), 0)
+
+    assert stored.tolist() == [[64, -127], [0, 0], [127, 1]]
+    np.testing.assert_allclose(scale, [2 / 127, 1, 1])
+
+
+def test_both_directions_share_the_scale_of_a_gate_row() -> None:
+    weight = np.array([[[1.0], [2.0]], [[-4.0], [1.0]]], np.float32)  # (directions, gates x hidden, in)
+
+    stored, scale = weight_only.rows_to_int8(weight, 1)
+
+    np.testing.assert_allclose(scale, [4 / 127, 2 / 127])
+    assert stored.reshape(2, 2).tolist() == [[32, 127], [-127, 64]]
+
+
+def test_weight_only_int8_with_nothing_large_enough_is_refused() -> None:
+    with pytest.raises(
+        ExportError, match=r"no float32 weight of 1024 elements or more; the graph has 2 MatMul and 384"
+    ):
+        weight_only.int8()(two_matrices())
+
+
+@pytest.mark.parametrize("step", [weight_only.int8(min_elements=1), quantize.dynamic()], ids=["weights", "dynamic"])
+def test_the_front_end_keeps_its_float_weights(step) -> None:
+    artifact = two_matrices()
+
+    found = constants(step(artifact))
+
+    np.testing.assert_array_equal(found["fixed"], constants(artifact)["fixed"])
+    assert "learned" not in found
+
+
+STEPS = {
+    "static int8": quantize.static_qdq(windows("lstm")),
+    "dynamic int8": quantize.dynamic(),
+    "weight-only int8": weight_only.int8(),
+    "clean-up": clean.graph(windows("lstm")),
+    "fp16": half.fp16(windows("lstm")),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("before", [weight_only.int8(), quantize.dynamic()], ids=["weights", "dynamic"])
+def test_what_is_quantized_already_is_refused(name: str, before) -> None:
+    with pytest.raises(ExportError, match=rf"{name}: int8-\w+ is quantized already \(.*\), wanted a float32 graph"):
+        STEPS[name](before(exported("lstm")))
+
+
+def test_the_report_counts_int8_operators_leftover_quantizers_and_float_islands() -> None:
+    done = quantize.static_qdq(windows("convolutions"))(exported("convolutions"))
+
+    found = islands(done)
+
+    assert found.integer["QLinearConv"] == 2
+    assert found.integer["QGemm"] == 1
+    assert [dict(island) for island in found.islands] == [{"ReduceMean": 1}]
+    assert done.steps[-1] == str(found)
+    assert str(found).endswith("float islands: 1 (1 of 1 ReduceMean)")
+
+
+def test_an_island_is_float_between_a_dequantizer_and_a_quantizer_and_the_ends_of_the_graph_are_none() -> None:
+    def node(kind: str, source: str, target: str) -> onnx.NodeProto:
+        inputs = [source, "scale"] if kind.endswith("Linear") else [source]
+        return helper.make_node(kind, inputs, [target], name=target)
+
+    chain = [
+        "Relu",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Sigmoid",
+        "Tanh",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Abs",
+    ]
+    nodes = [node(kind, f"t{i}", f"t{i + 1}") for i, kind in enumerate(chain)]
+    nodes.append(node("DequantizeLinear", "weight", "float_weight"))
+    weight = numpy_helper.from_array(np.ones(3, np.int8), "weight")
+
+    found = of_graph(helper.make_model(helper.make_graph(nodes, "chain", [], [], [weight])))
+
+    assert [dict(island) for island in found.islands] == [{"Sigmoid": 1, "Tanh": 1}]
+    assert found.quantizers == {"QuantizeLinear": 2, "DequantizeLinear": 3}
+    assert not found.integer
+
+
+@pytest.mark.parametrize("method", ["distribution", "Distribution", "mse", "smoothquant", ""])
+def test_calibration_methods_that_destroy_models_or_are_unknown_are_refused(method: str) -> None:
+    with pytest.raises(ExportError, match=rf"method '{method}', wanted one of minmax, entropy, percentile"):
+        quantize.static_qdq(windows("convolutions"), method=method)
+
+
+@pytest.mark.parametrize("scheme", ["u8u8", "u16s8", "s16s8", "u16u8", "int4"])
+def test_types_that_lose_the_speed_are_not_offered(scheme: str) -> None:
+    with pytest.raises(ExportError, match=f"scheme '{scheme}', wanted one of u8s8, s8s8"):
+        quantize.static_qdq(windows("convolutions"), scheme=scheme)
+
+
+def test_no_option_reaches_smoothquant_and_every_argument_of_the_quantizers_is_given() -> None:
+    from onnxruntime.quantization import quantize_dynamic, quantize_static
+
+    source = inspect.getsource(quantize)
+    for function in (quantize_static, quantize_dynamic):
+        call = source[source.index(f"ort.{function.__name__}(") :]
+        given = set(re.findall(r"^ +(\w+)=", call[: call.index("\n            )\n")], re.MULTILINE))
+        optional = {p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+        late = {"calibration_data_reader", "calibration_cache_path"}  # by position, and unknown to older versions
+        assert optional - given - late == set(), function.__name__
+    assert "SmoothQuant" not in source
+    assert set(inspect.signature(quantize.static_qdq).parameters) == {"windows", "scheme", "method", "reduce_range"}
+
+
+def test_onnxruntime_tools_is_not_used() -> None:
+    sources = [*(ROOT / "export").glob("*.py"), *(ROOT / "edge_runtime").rglob("*.py"), ROOT / "pyproject.toml"]
+
+    assert len(sources) > 30
+    assert [path.name for path in sources if re.search("onnxruntime[-_]tools", path.read_text())] == []
+
+
+def test_candidates_follow_from_what_the_graph_holds() -> None:
+    static = ["int8-u8s8", "int8-s8s8"]
+
+    def names(artifact: Artifact) -> list[str]:
+        return list(search.candidates(artifact, np.zeros((1, 1), np.float32)))
+
+    assert names(exported("convolutions")) == static
+    assert names(exported("gru")) == ["int8-weights"]
+    assert names(exported("lstm")) == ["int8-weights", "int8-dynamic"]
+    assert names(exported("encoder")) == ["int8-dynamic", *static]
+    assert names(padded_convolution()) == static
+    assert names(two_matrices()) == ["int8-dynamic", *static]
+    assert names(msgspec.structs.replace(two_matrices(), front_end="y")) == static, (
+        "nothing is left behind the front-end"
+    )
+
+
+def test_a_recurrent_recipe_is_searched_and_each_candidate_runs_as_a_bundle_with_its_session_entry(tmp_path) -> None:
+    recipe = load(PULSES)
+
+    outcome = search.search(recipe, progress=lambda _text: None)
+
+    assert [m.name for m in outcome.measured] == ["float32", "int8-weights", "int8-dynamic"]
+    assert [m.failure for m in outcome.measured] == ["", "", ""]
+    assert outcome.chosen is not None
+    for measured in outcome.measured:
+        assert measured.test is not None
+        assert measured.test.metric > 0.9, measured.name
+        path = tmp_path / f"{measured.name}.edge"
+        pack.pack(path, recipe, msgspec.structs.replace(outcome, chosen=measured))
+        found = bundle.read(path)
+        session = Session(found, SessionSettings())
+        assert found.manifest.session == ({FLAG: "1"} if measured.name == "int8-weights" else {})
+        assert session.dynamic_batch == (measured.name != "int8-dynamic")
+        options = session._session.get_session_options()
+        if measured.name == "int8-weights":
+            assert options.get_session_config_entry(FLAG) == "1"
+        scores = session.predict(outcome.splits.test.inputs)
+        assert float((scores.argmax(axis=1) == outcome.splits.test.targets).mean()) == measured.test.metric

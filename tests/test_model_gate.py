@@ -193,6 +193,7 @@ def test_a_refused_bundle_is_proven_again_next_time(path: Path, tmp_path: Path, 
 def test_without_a_place_for_reports_a_bundle_is_proven_each_time_with_a_warning(
     path: Path, tmp_path: Path, children: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
     (tmp_path / "state").write_text("a file where the folder should be")
     for _ in range(2):
         prove(path, tmp_path / "state")

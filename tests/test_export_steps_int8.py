@@ -296,5 +296,6 @@ def test_a_recurrent_recipe_is_searched_and_each_candidate_runs_as_a_bundle_with
         options = session._session.get_session_options()
         if measured.name == "int8-weights":
             assert options.get_session_config_entry(FLAG) == "1"
+            assert found.manifest.tolerances["default"].absolute == pytest.approx(1e-4), "it computes in float32"
         scores = session.predict(outcome.splits.test.inputs)
         assert float((scores.argmax(axis=1) == outcome.splits.test.targets).mean()) == measured.test.metric

@@ -314,6 +314,8 @@ def fitted(settings: PipelineSettings, manifest: Manifest) -> tuple[WindowSettin
         raise ValueError(f"source has {channels} channels, {manifest.model_id} takes {len(spec.channels)}")
     if settings.state != StateSettings() and not manifest.states:
         raise ValueError(f"state is set, but {manifest.model_id} carries none")
+    if manifest.states and settings.window.hop not in (0, spec.hop):
+        raise ValueError(f"window.hop = {settings.window.hop}: the state of {manifest.model_id} wants {spec.hop}")
     decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
     return _resolve_window(settings.window, spec), make_decoder(source, channels), decider
 

@@ -173,10 +173,11 @@ def _source(spec: InputSpec, topic: str) -> list[str]:
 
 def _rules(manifest: Manifest) -> list[str]:
     """The settings of a pipeline beside its source, all commented."""
+    hop = "" if manifest.states else f"hop = {manifest.input.hop}, "
     lines = [
         "",
         "# Samples between window starts; a gap up to max_gap_samples is bridged.",
-        f'# window = {{ hop = {manifest.input.hop}, max_gap_samples = 0, on_gap = "reset" }}',
+        f'# window = {{ {hop}max_gap_samples = 0, on_gap = "reset" }}',
         "# The alarm goes on, and off, when k of the last n windows say so.",
         f"# decide = {{ {_alarm(manifest)}, k = 3, n = 5 }}",
         "# What may wait, and what gives way when input outruns the device.",

@@ -118,7 +118,12 @@ def bundle(found: Bundle) -> str:
         *(("step", step) for step in manifest.provenance.steps),
     ]
     width = max(len(name) for name, _ in facts)
-    return "\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()])
+    return _printable("\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()]))
+
+
+def _printable(text: str) -> str:
+    """A file's text for a terminal: what is no character and no line end is shown as its code."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def _joined_along(state: StateSpec) -> str:
@@ -127,11 +132,15 @@ def _joined_along(state: StateSpec) -> str:
 
 def recorded(found: RecordSummary) -> str:
     """One line, and one more when something is missing."""
-    missed = f"\nthe broker was away {found.disconnects} times: what was published then is missing"
-    return (
+    lines = [
         f"{found.path}: {found.messages:,} messages on {found.topics:,} topics, {found.bytes:,} bytes, "
-        f"{found.seconds:.1f} s{missed if found.disconnects else ''}"
-    )
+        f"{found.seconds:.1f} s"
+    ]
+    if found.disconnects:
+        lines.append(f"the broker was away {found.disconnects} times: what was published then is missing")
+    if found.unfinished:
+        lines.append("more was still coming in when the time to finish was over: it is missing")
+    return "\n".join(lines)
 
 
 def published(found: PublishSummary) -> str:
@@ -142,17 +151,20 @@ def published(found: PublishSummary) -> str:
     lines += [f"skipped {found.retained:,} retained: state a broker had stored"] if found.retained else []
     if found.without_properties:
         lines.append(f"{found.without_properties:,} went out without their properties, which MQTT 3.1.1 does not have")
-    return "\n".join([*lines, *_unread(found.unread_bytes, found.problem)])
+    return "\n".join(lines)
 
 
 def replayed(found: ReplaySummary) -> str:
-    """The ledger, and how far the recording could be read."""
-    count = f"{found.messages:,} messages replayed, {found.documents:,} documents written"
-    return "\n".join([render(found.ledger), count, *_unread(found.unread_bytes, found.problem)])
+    """The ledger, and how much went in and came out."""
+    lines = [render(found.ledger), f"{found.messages:,} messages replayed, {found.documents:,} documents written"]
+    if found.unrouted:
+        lines.append(f"skipped {found.unrouted:,} unrouted: no pipeline subscribes to their topics")
+    return "\n".join(lines)
 
 
-def _unread(unread_bytes: int, problem: str) -> list[str]:
-    return [f"the last {unread_bytes:,} bytes of the recording are unread: {problem}"] if problem else []
+def unread(found: PublishSummary | ReplaySummary) -> str:
+    """What of the recording's end was not replayed, and why."""
+    return f"the last {found.unread_bytes:,} bytes of the recording are unread: {found.problem}"
 
 
 def gate(found: GateReport) -> str:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from bundles import REFERENCE, means_manifest, means_model, write_means_bundle
+from onnx import TensorProto, helper
 
 from edge_runtime.errors import BundleError, DependencyError, ProviderError
 from edge_runtime.model.bundle import Golden, read, write
@@ -90,6 +91,50 @@ def test_golden_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     write(path, means_manifest(), model=means_model(length=4, channels=2), golden=golden, reference=REFERENCE, card="")
 
     with pytest.raises(BundleError, match="golden"):
+        session(path)
+
+
+def reshaped(shape: list[int | str], operator: str) -> bytes:
+    """x -> y: without its second axis (Squeeze), or its means along it, which stays as an axis of 1 (ReduceMean)."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    nodes = [helper.make_node(operator, ["x", "axis"], ["y"])]
+    graph = helper.make_graph(nodes, "shapes", [x], [y], initializer=[axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def test_an_output_with_one_axis_too_many_is_refused_even_where_its_numbers_would_do(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).random((3, 4, 2), dtype=np.float32)
+    manifest = msgspec.structs.replace(means_manifest(), output=OutputSpec("y", "logits"))
+    path, golden = tmp_path / "m.edge", Golden(inputs, inputs.mean(axis=1, keepdims=True))
+    write(path, manifest, model=reshaped(["b", 4, 2], "ReduceMean"), golden=golden, reference=REFERENCE, card="")
+
+    with pytest.raises(BundleError, match=r"returns \(1, 2\) a window, wanted \(2,\): logits of 2 labels"):
+        session(path)
+
+
+def test_a_reconstruction_of_another_shape_is_refused_even_where_it_would_broadcast(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).random((3, 1, 4, 2), dtype=np.float32)
+    manifest = means_manifest()
+    spec = msgspec.structs.replace(manifest.input, layout="N1TC")
+    manifest = msgspec.structs.replace(
+        manifest, input=spec, output=OutputSpec("y", "reconstruction"), labels=(), threshold=1.0
+    )
+    path, golden = tmp_path / "m.edge", Golden(inputs, inputs[:, 0])
+    write(path, manifest, model=reshaped(["b", 1, 4, 2], "Squeeze"), golden=golden, reference=REFERENCE, card="")
+
+    with pytest.raises(BundleError, match=r"returns \(4, 2\) a window, a reconstruction of \(1, 4, 2\) was wanted"):
+        session(path)
+
+
+def test_scores_beyond_one_are_refused(tmp_path: Path) -> None:
+    inputs = np.full((2, 4, 2), 50.0, np.float32)
+    path, golden = tmp_path / "m.edge", Golden(inputs, inputs.mean(axis=1))
+    write(path, means_manifest(), model=means_model(length=4, channels=2), golden=golden, reference=REFERENCE, card="")
+
+    with pytest.raises(BundleError, match="returns 50 to 50 for the golden vectors, scores lie in 0 to 1"):
         session(path)
 
 

@@ -67,7 +67,7 @@ def test_a_state_kept_from_a_shared_run_holds_no_memory_of_the_others(tmp_path: 
         ({"states": ()}, r"graph inputs are \['x', 'state', 'gain'\], manifest says \['x', 'gain'\]"),
         ({"scalars": (msgspec.structs.replace(GAIN, name="gin"),)}, "manifest says .*'gin'"),
         ({"scalars": (msgspec.structs.replace(GAIN, shape=(1,)),)}, r"graph input gain is tensor\(float\) \(\), manif"),
-        ({"scalars": (msgspec.structs.replace(GAIN, dtype="int64"),)}, r"manifest says tensor\(int64\)"),
+        ({"scalars": (msgspec.structs.replace(GAIN, dtype="int64", value=2),)}, r"manifest says tensor\(int64\)"),
         ({"states": (msgspec.structs.replace(STATE, output="s"),)}, "graph outputs are .*, manifest says 's'"),
         ({"states": (msgspec.structs.replace(STATE, shape=(2, 1, 3)),)}, r"manifest says tensor\(float\) \(2, 1, 3\)"),
         ({"states": (msgspec.structs.replace(STATE, dtype="int64"),)}, r"manifest says tensor\(int64\)"),
@@ -99,6 +99,10 @@ def test_a_batch_axis_that_the_graph_fixes_is_refused(tmp_path: Path) -> None:
         ({"states": (msgspec.structs.replace(STATE, shape=(2, 0, 2)),)}, "every axis must be at least 1"),
         ({"states": (STATE, STATE)}, "two inputs of the graph have the same name"),
         ({"scalars": (msgspec.structs.replace(GAIN, shape=(2,)),)}, r"shape \(2,\), wanted \(\) or \(1,\)"),
+        ({"scalars": (msgspec.structs.replace(GAIN, dtype="int64"),)}, r"scalar gain: 0\.25 is no int64"),
+        ({"scalars": (msgspec.structs.replace(GAIN, dtype="int32", value=3e9),)}, r"3000000000\.0 is no int32"),
+        ({"scalars": (msgspec.structs.replace(GAIN, dtype="bool", value=2),)}, "2 is no bool"),
+        ({"scalars": (msgspec.structs.replace(GAIN, value=1e39),)}, r"1e\+39 is no float32"),
         ({"input": msgspec.structs.replace(means_manifest().input, lead_in=4)}, "lead_in 4, wanted 0 to 3"),
         ({"output": OutputSpec("y", "probability"), "labels": ("a", "b", "c")}, "probability needs two labels"),
     ],
@@ -120,6 +124,16 @@ def test_a_probability_becomes_the_scores_of_two_labels(tmp_path: Path) -> None:
 
     assert np.allclose(scores[:, 1], windows.mean(axis=1)[:, 0], atol=1e-6)
     assert np.allclose(scores.sum(axis=1), 1.0)
+
+
+def test_a_model_whose_state_grows_beyond_numbers_is_refused(tmp_path: Path) -> None:
+    path = write_running_bundle(tmp_path / "m.edge")
+    bundle = read(path)
+    inputs = bundle.golden.inputs.copy()
+    inputs[3] = np.inf
+
+    with pytest.raises(BundleError, match="state stateN becomes infinite or NaN"):
+        Session(msgspec.structs.replace(bundle, golden=Golden(inputs, bundle.golden.outputs)), SessionSettings())
 
 
 def test_golden_vectors_of_a_streaming_model_are_held_in_order(tmp_path: Path) -> None:

@@ -228,8 +228,9 @@ def test_a_message_that_waited_too_long_is_dropped_undecoded() -> None:
 def test_one_message_may_not_complete_more_windows_than_allowed() -> None:
     bench = Bench(window=WindowSettings(samples=4, hop=1, max_windows_per_message=10))
 
-    turn = bench.run(bench.message([[0, 1]] * 11))
+    turn = bench.run(bench.message([[0, 1]] * 13), bench.message([[0, 1]] * 11))
 
+    assert len(turn.results) == 10
     assert [letter.reason for letter in turn.dead_letters] == ["too_large"]
 
 

@@ -215,3 +215,12 @@ def test_the_segments_of_streams_that_are_not_in_alarm_take_no_memory() -> None:
 
     assert segments.see(result, 0.1, fresh=True) is None
     assert segments.open == {}
+
+
+def test_a_gap_before_a_window_that_had_to_be_dropped_is_still_told() -> None:
+    subject = pipeline()
+    turn = subject.process([message(0, 1.0), message(5, NOT_A_NUMBER), message(6, 1.0), message(7, 0.0)])
+
+    [event] = turn.events
+    assert "gap" in event.flags
+    assert event.windows == 2

@@ -85,13 +85,14 @@ def test_a_state_begins_anew_after_so_many_windows() -> None:
     assert scores[:, 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
 
 
-def test_a_state_that_is_not_finite_is_not_carried_on() -> None:
+def test_a_state_that_is_not_finite_costs_its_window_and_is_not_carried_on() -> None:
     inputs = ones(3)
     inputs[1] = np.inf
 
-    scores, _ = StreamStates(Sums(), StateSettings()).predict([window("a")] * 3, inputs)
+    scores, states = StreamStates(Sums(), StateSettings()).predict([window("a")] * 3, inputs)
 
-    assert scores[:, 0].tolist() == [1, np.inf, 1]
+    assert np.array_equal(scores[:, 0], [1, np.nan, 1], equal_nan=True)
+    assert states["a"][0].tolist() == [1]
 
 
 def message(stream: str, number: int, rows: Floats) -> Queued:

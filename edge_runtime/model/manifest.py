@@ -13,6 +13,7 @@ SCHEMA = 1
 NAME_PATTERN = "[A-Za-z0-9_-]{1,64}"
 VERSION_PATTERN = r"[0-9]+\.[0-9]+\.[0-9]+"
 RATES_HZ = (1e-6, 1e9)
+LARGEST_FLOAT32 = 3.4028234663852886e38
 
 OutputKind = Literal["scores", "logits", "probability", "reconstruction", "error"]
 StateType = Literal["float32", "int64"]
@@ -160,11 +161,21 @@ def contradictions(manifest: Manifest) -> list[str]:
         (manifest.output.kind in ERROR_KINDS and bool(manifest.labels), f"{manifest.output.kind} with labels"),
     ]
     problems.append((_inputs_repeat(manifest), "two inputs of the graph have the same name"))
+    problems += [(not _holds(s), f"scalar {s.name}: {s.value!r} is no {s.dtype}") for s in manifest.scalars]
     problems += [
         (scalar.shape not in {(), (1,)}, f"scalar {scalar.name}: shape {scalar.shape}, wanted () or (1,)")
         for scalar in manifest.scalars
     ]
     return [fact for wrong, fact in problems if wrong] + _state_problems(manifest.states)
+
+
+def _holds(scalar: ScalarInput) -> bool:
+    """Whether the value is one of its type; JSON numbers are exact up to 2**53."""
+    if scalar.dtype == "bool":
+        return scalar.value in (0, 1)
+    if scalar.dtype.startswith("int"):
+        return float(scalar.value).is_integer() and abs(scalar.value) < 2 ** (31 if scalar.dtype == "int32" else 53)
+    return scalar.dtype == "float64" or abs(scalar.value) <= LARGEST_FLOAT32
 
 
 def _inputs_repeat(manifest: Manifest) -> bool:

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from edge_runtime.errors import BundleError
 from edge_runtime.model.bundle import Bundle
-from edge_runtime.model.manifest import ERROR_KINDS, Manifest, StateSpec
+from edge_runtime.model.manifest import Manifest, StateSpec
 from edge_runtime.records import Floats
 
+SCORE_SLACK = 1e-5
 ONNX_TYPES = {"float32": "float", "float64": "double", "int32": "int32", "int64": "int64", "bool": "bool"}
 
 
@@ -42,16 +43,24 @@ def check_signature(bundle: Bundle, input_nodes: Iterable[Node], output_nodes: I
     return _batches(bundle, inputs[manifest.input.name]) and all(s.batch_axis is not None for s in manifest.states)
 
 
-def check_width(bundle: Bundle, found: Floats) -> None:
-    """Raises BundleError when the output has more or fewer columns than its kind and the labels ask for."""
-    manifest = bundle.manifest
-    width = found.reshape(len(found), -1).shape[1]
-    if manifest.output.kind in ("error", "probability"):
-        if width != 1:
-            raise BundleError(bundle.path, f"model returns {width} columns of {manifest.output.kind}, wanted 1")
-    elif manifest.output.kind not in ERROR_KINDS and width != len(manifest.labels):
+def check_outputs(bundle: Bundle, found: Floats) -> None:
+    """Raises BundleError when the outputs of the golden vectors are not what their kind and the labels ask for."""
+    kind, labels = bundle.manifest.output.kind, len(bundle.manifest.labels)
+    if kind == "reconstruction":
+        if found.shape != bundle.golden.inputs.shape:
+            wanted = bundle.golden.inputs.shape[1:]
+            raise BundleError(
+                bundle.path, f"model returns {found.shape[1:]} a window, a reconstruction of {wanted} was wanted"
+            )
+        return
+    width = 1 if kind in ("error", "probability") else labels
+    if found.ndim != 2 or found.shape[1] != width:
+        said = f"{kind} of {labels} labels" if labels else kind
+        raise BundleError(bundle.path, f"model returns {found.shape[1:]} a window, wanted ({width},): {said}")
+    if kind in ("scores", "probability") and not (found.min() >= -SCORE_SLACK and found.max() <= 1 + SCORE_SLACK):
         raise BundleError(
-            bundle.path, f"model returns {width} {manifest.output.kind} for {len(manifest.labels)} labels"
+            bundle.path,
+            f"model returns {found.min():.3g} to {found.max():.3g} for the golden vectors, {kind} lie in 0 to 1",
         )
 
 

@@ -76,6 +76,7 @@ class _Stream:
         self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz, lead_in=spec.lead_in)
         self.published: tuple[str, bool | None] | None = None
         self.given_up = 0
+        self.dropped_at_gap = False
 
 
 class Pipeline:
@@ -170,7 +171,7 @@ class Pipeline:
             return
         state = self._streams.get(stream) or self._open(stream)
         state.given_up += queued.given_up
-        samples = self._decode_one(turn, queued, start_ns)
+        samples = self._decode_one(turn, queued, state, start_ns)
         if samples is None:
             state.given_up += 1
             return
@@ -189,7 +190,7 @@ class Pipeline:
             self._ledger.windows_completed(self.name, stream, len(windows))
             turn.times_ns += [(receive_ns, queue_ns, decoded_ns - start_ns, cut_ns - decoded_ns)] * len(windows)
 
-    def _decode_one(self, turn: Turn, queued: Queued, now_ns: int) -> Samples | None:
+    def _decode_one(self, turn: Turn, queued: Queued, state: _Stream, now_ns: int) -> Samples | None:
         """The message's samples, or None when it is expired or was dead-lettered."""
         message = queued.message
         if self._max_age_ns and now_ns - message.received_ns > self._max_age_ns:
@@ -197,7 +198,7 @@ class Pipeline:
             return None
         try:
             samples = self._decode(message, queued.stream)
-            self._check_size(len(samples.values), message.topic)
+            self._check_size(state.windower.completes(len(samples.values)), message.topic)
         except DecodeError as error:
             turn.dead_letters.append(DeadLetter(queued.stream, error.reason, error.detail, message))
             return None
@@ -230,18 +231,20 @@ class Pipeline:
         state = self._streams[stream] = _Stream(stream, self._run_id, self._memory, self._window, self._spec)
         return state
 
-    def _check_size(self, n: int, topic: str) -> None:
+    def _check_size(self, windows: int, topic: str) -> None:
         most = self._window.max_windows_per_message
-        if n // self._window.hop > most:
-            raise DecodeError(topic, "too_large", f"{n} samples complete more than max_windows_per_message = {most}")
+        if windows > most:
+            raise DecodeError(topic, "too_large", f"completes {windows} windows, max_windows_per_message is {most}")
 
     def _emit_one(self, turn: Turn, prediction: Prediction, index: int, row: list[float]) -> None:
         window = turn.windows[index]
         stream = window.stream
         start_ns = self._clock.monotonic_ns()
         self._record("infer", prediction.infer_ns)
+        state = self._streams[stream]
         if not math.isfinite(sum(row)):
             _add(turn.window_drops, (stream, "not_finite"))
+            state.dropped_at_gap |= window.fresh or window.gap
             return
         decision = self._decider.decide(stream, row, window.t1_unix_ns)
         result = self._result(window, decision, prediction.model)
@@ -254,8 +257,9 @@ class Pipeline:
                 since = alarm.since_unix_ns / NS_PER_S
                 change = StateChange(alarm.on, decision.label, decision.score, since, result.id, stream)
                 turn.state_changes.append(change)
-            self._follow_segment(turn, result, decision.evidence, fresh=window.fresh)
-        state, published = self._streams[stream], (decision.label, alarm.on if alarm else None)
+            self._follow_segment(turn, result, decision.evidence, fresh=window.fresh or state.dropped_at_gap)
+            state.dropped_at_gap = False
+        published = (decision.label, alarm.on if alarm else None)
         if self._on_change and published == state.published:
             _add(turn.unchanged, stream)
             return

@@ -37,10 +37,7 @@ class _Carried(msgspec.Struct, frozen=True):
 
 
 class StreamStates:
-    """The states of one pipeline's streams, as many as the pipeline has streams.
-
-    A state that is not finite is not carried on: the stream begins anew with its next window.
-    """
+    """The states of one pipeline's streams, as many as the pipeline has streams."""
 
     def __init__(self, model: StreamingModel, settings: StateSettings) -> None:
         self._model, self._settings = model, settings
@@ -51,7 +48,8 @@ class StreamStates:
         """Scores of every window, and the new state of every stream among them.
 
         A stream's windows run in their order, one a run; those of different streams share a run where the model
-        allows it. inputs: (windows, ...) in the model's layout.
+        allows it. A window that leaves a state behind which is not finite gets scores that are not, and its stream
+        begins anew with the next one. inputs: (windows, ...) in the model's layout.
         """
         order = rounds(windows)
         parts = []
@@ -59,8 +57,12 @@ class StreamStates:
             carried = [self._before(windows[i]) for i in indices]
             found, states = self._model.step(inputs[indices], [one.state for one in carried])
             parts.append(found)
-            for i, before, state in zip(indices, carried, states, strict=True):
-                self._streams[windows[i].stream] = _Carried(state, before.windows + 1)
+            for row, (i, before, state) in enumerate(zip(indices, carried, states, strict=True)):
+                if all(np.isfinite(array).all() for array in state):
+                    self._streams[windows[i].stream] = _Carried(state, before.windows + 1)
+                else:
+                    found[row] = np.nan
+                    self._streams[windows[i].stream] = self._initial
         joined = np.concatenate(parts)
         scores = np.empty_like(joined)
         scores[[i for indices in order for i in indices]] = joined
@@ -70,8 +72,7 @@ class StreamStates:
         carried = self._streams.get(window.stream, self._initial)
         over = self._settings.max_windows and carried.windows >= self._settings.max_windows
         fresh = window.fresh and self._settings.on_gap == "reset"
-        usable = all(np.isfinite(array).all() for array in carried.state)
-        return carried if usable and not over and not fresh else self._initial
+        return self._initial if over or fresh else carried
 
 
 def rounds(windows: Sequence[Window]) -> list[list[int]]:

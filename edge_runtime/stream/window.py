@@ -73,6 +73,10 @@ class Windower:
         self._held: deque[tuple[int, int]] = deque()
         self._joints: deque[int] = deque()
 
+    def completes(self, n: int) -> int:
+        """How many windows the next n samples complete, if no gap lies before them."""
+        return max(0, (self._base + self._filled + n - self._next - self._length) // self._hop + 1)
+
     def push(
         self, samples: Samples, sighting: Sighting, *, unix_offset_ns: int, keep: Callable[[Floats], Floats] = np.copy
     ) -> list[Window]:

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from bundles import write_means_bundle, write_running_bundle
+
+from edge_runtime import report
+from edge_runtime.model.bundle import read
+
+
+def test_a_bundle_cannot_write_to_the_terminal_what_is_no_text(tmp_path: Path) -> None:
+    found = read(write_means_bundle(tmp_path / "m.edge"))
+
+    shown = report.bundle(msgspec.structs.replace(found, card="# méans\n\x1b[2Jall is well\x07\n"))
+
+    assert "# méans\n\\x1b[2Jall is well\\x07" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_streaming_bundle_shows_what_it_carries_and_what_is_always_the_same(tmp_path: Path) -> None:
+    shown = report.bundle(read(write_running_bundle(tmp_path / "m.edge")))
+
+    assert "state (2, 1, 2) -> stateN, streams joined along axis 1" in shown
+    assert "gain = 0.25 (float32)" in shown

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 import click
 import msgspec
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_USAGE = 1, 2
 BYTES_PER_MB = 1e6
+SLOWEST, FASTEST = 0.001, 1e6
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -56,9 +57,10 @@ def main() -> None:
     """Sensor messages in over MQTT, ONNX inference, results out over MQTT."""
 
 
-config_file = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+config_file = click.argument("config", type=existing_file)
 new_file = click.Path(dir_okay=False, path_type=Path)
-bundle_file = click.argument("bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+bundle_file = click.argument("bundle", type=existing_file)
 
 
 @main.command()
@@ -212,13 +214,15 @@ def record(
     return 0
 
 
-def _speed(_context: click.Context, _option: click.Parameter, text: str) -> float:
+def _speed(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    if text is None or text == "max":
+        return None if text is None else math.inf
     try:
-        speed = math.inf if text == "max" else float(text)
+        speed = float(text)
     except ValueError:
-        speed = 0.0
-    if not speed > 0:
-        raise click.BadParameter(f"{text!r} is neither a number above 0 nor max")
+        speed = math.nan
+    if not SLOWEST <= speed <= FASTEST:
+        raise click.BadParameter(f"{text!r} is neither a number from {SLOWEST:g} to {FASTEST:,.0f} nor max")
     return speed
 
 
@@ -226,7 +230,7 @@ def _speed(_context: click.Context, _option: click.Parameter, text: str) -> floa
 @click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @optional_config
 @broker_url
-@click.option("--speed", default="1", show_default=True, callback=_speed, help="Times the pace it had, or max.")
+@click.option("--speed", callback=_speed, help="Times the pace it had, 0.001 to 1000000, or max; by default 1.")
 @click.option("--offline", is_flag=True, help="Straight through the pipelines of CONFIG, without a broker.")
 @click.option("-o", "--output", type=output_file, help="Of --offline: where the results go, else stdout.")
 @as_json
@@ -236,7 +240,7 @@ def replay(
     recording: Path,
     config: Path | None,
     broker: str | None,
-    speed: float,
+    speed: float | None,
     offline: bool,
     output: Path | None,
     as_json: bool,
@@ -246,11 +250,13 @@ def replay(
 
     if output is not None and not offline:
         raise click.UsageError("--output belongs to --offline")
-    if output is not None and output.exists() and output.samefile(recording):
+    if speed is not None and offline:
+        raise click.UsageError("--speed belongs to a replay to a broker: --offline has no pace")
+    if output is not None and any(path.exists() and path.samefile(recording) for path in (output, _part(output))):
         raise click.UsageError("--output is the recording itself")
     settings, known = _broker(config, broker)
     if not offline:
-        return _publish(Recording(recording), settings, speed, as_json)
+        return _publish(Recording(recording), settings, 1.0 if speed is None else speed, as_json)
     if known is None:
         raise click.UsageError("--offline needs a CONFIG")
     return _run_offline(Recording(recording), known, str(config), output, as_json)
@@ -266,6 +272,8 @@ def _publish(recording: Recording, settings: MqttSettings, speed: float, as_json
     with _status(report.published) as show:
         found = to_broker(recording, settings, speed=speed, stop=StopSignal(), progress=show)
     click.echo(msgspec.json.encode(found) if as_json else report.published(found))
+    if found.problem:
+        click.echo(f"warning: {report.unread(found)}", err=True)
     return FAILED if found.refused else 0
 
 
@@ -277,7 +285,7 @@ def _run_offline(recording: Recording, config: Config, path: str, output: Path |
 
     to_stderr(logging.WARNING)
     try:
-        with nullcontext(sys.stdout.buffer) if output is None else output.open("wb") as target:
+        with nullcontext(sys.stdout.buffer) if output is None else _replacing(output) as target:
             found = through_pipelines(recording, config, path, target.write)
             target.flush()
     except BrokenPipeError:
@@ -285,7 +293,30 @@ def _run_offline(recording: Recording, config: Config, path: str, output: Path |
     except OSError as error:
         raise EdgeRuntimeError(f"{output or 'stdout'}: cannot be written: {error.strerror}") from error
     click.echo(msgspec.json.encode(found) if as_json else report.replayed(found), err=output is None)
+    if found.problem:
+        click.echo(f"warning: {report.unread(found)}", err=True)
     return 0 if found.balanced else FAILED
+
+
+def _part(path: Path) -> Path:
+    real = path.resolve()
+    return real.with_name(real.name + ".part")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens PATH.part, which takes the path's place when all went well, else is removed. A device is opened itself."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+        return
+    part = _part(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path.resolve())
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _broker(config: Path | None, url: str | None) -> tuple[MqttSettings, Config | None]:
@@ -337,15 +368,25 @@ def show(bundle: Path, as_json: bool) -> int:
 
 
 @bundle.command()
-@bundle_file
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--config", type=existing_file, help="Take [gate] from there, and how the model that has BUNDLE runs.")
 @as_json
 @one_line_errors
-def verify(bundle: Path, as_json: bool) -> int:
+def verify(bundle: Path, config: Path | None, as_json: bool) -> int:
     """Prove BUNDLE on this machine, in a process of its own with limits, as the daemon does before it loads one."""
     from edge_runtime import report
-    from edge_runtime.model.gate import gate
+    from edge_runtime.config import load
+    from edge_runtime.model.gate import GateSettings, gate
+    from edge_runtime.model.session import SessionSettings
 
-    found = gate(bundle)
+    settings, sessions = GateSettings(), {SessionSettings()}
+    if config is not None:
+        known = load(config)
+        users = [model for model in known.models.values() if Path(model.bundle).resolve() == bundle.resolve()]
+        settings, sessions = known.gate, {model.session() for model in users} or sessions
+    if len(sessions) > 1:
+        raise click.UsageError(f"--config: several models have {str(bundle)!r}, and run it in different ways")
+    found = gate(bundle, settings, session=sessions.pop())
     click.echo(msgspec.json.encode(found) if as_json else report.gate(found))
     return 0 if found.ok else FAILED
 

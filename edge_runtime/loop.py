@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.monitor.latency import StageRecorder
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes
-from edge_runtime.mqtt.transport import Client
+from edge_runtime.mqtt.transport import Client, wait
 from edge_runtime.records import DeadLetter, Message, Outgoing, Queued, Turn
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.worker import Worker
@@ -23,7 +22,6 @@ from edge_runtime.worker import Worker
 TURN_MESSAGES = 64
 REASON_CHARACTERS = 60
 TURNS_IN_FLIGHT = 2
-RECONNECT_POLL_S = 0.1
 NO_STREAM = ""
 
 Stream = tuple[str, str]
@@ -139,16 +137,8 @@ class Loop:
     def _wait(self, timeout_s: float) -> None:
         if self._saturated or any(self._may_begin(lane) for lane in self._lanes.values()):
             return
-        poller = select.poll()
-        for connection in self._connections:
-            client = connection.client
-            if client.fileno() >= 0:
-                poller.register(client.fileno(), select.POLLIN | (select.POLLOUT if client.wants_write() else 0))
-            if not client.connected:
-                timeout_s = min(timeout_s, RECONNECT_POLL_S)
-        if self._worker is not None:
-            poller.register(self._worker.fileno(), select.POLLIN)
-        poller.poll(timeout_s * 1000)
+        finished = -1 if self._worker is None else self._worker.fileno()
+        wait((connection.client for connection in self._connections), timeout_s, also=finished)
 
     def _offer(self, connection: Connection, messages: list[Message]) -> None:
         queued_ns = self._now_ns()

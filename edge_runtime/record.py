@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
-import select
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -17,6 +17,7 @@ from edge_runtime.errors import TransportError
 from edge_runtime.mqtt.client import CallbackClient
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import match, parse_source, plan_connections
+from edge_runtime.mqtt.transport import wait
 from edge_runtime.records import Message
 from edge_runtime.stop import StopSignal
 from edge_runtime.stream.pipeline import Clock
@@ -24,7 +25,8 @@ from edge_runtime.stream.recording import RecordingHeader, RecordingWriter
 
 POLL_S = 0.25
 CONNECT_POLL_S = 0.05
-RECONNECT_POLL_S = 0.1
+QUIET_S = 0.3
+FINISH_S = 5.0
 STOP_S = 1.0
 NS = 1e9
 
@@ -38,7 +40,10 @@ class RecordLimits(msgspec.Struct, frozen=True):
 
 
 class RecordSummary(msgspec.Struct, frozen=True):
-    """What was recorded so far. disconnects: while the broker was away, its messages were missed."""
+    """What was recorded so far. disconnects: while the broker was away, its messages were missed.
+
+    unfinished: at the end more was still coming in after FINISH_S, and is missing.
+    """
 
     path: str
     id: str
@@ -47,6 +52,7 @@ class RecordSummary(msgspec.Struct, frozen=True):
     bytes: int
     seconds: float
     disconnects: int
+    unfinished: bool = False
 
 
 class _Tap(NamedTuple):
@@ -58,8 +64,10 @@ class _Tap(NamedTuple):
 
 def plain_filter(topic: str) -> str:
     """The MQTT filter of "plant/+/vib" or "plant/+machine/vib". Raises ValueError when it is none."""
-    levels = [f"{level}{i}" if level in ("+", "#") else level for i, level in enumerate(topic.split("/"))]
-    return parse_source("/".join(levels)).filter
+    levels = topic.split("/")
+    taken = {level[1:] for level in levels}
+    names = (str(n) for n in itertools.count() if str(n) not in taken)
+    return parse_source("/".join(level + next(names) if level in ("+", "#") else level for level in levels)).filter
 
 
 def record(
@@ -94,7 +102,8 @@ def record(
             recorder.step(min(POLL_S, limits.seconds - found.seconds))
             found = recorder.summary((clock.monotonic_ns() - start_ns) / NS)
             progress(found)
-    return found
+        unfinished = recorder.finish()
+        return recorder.summary((clock.monotonic_ns() - start_ns) / NS, unfinished=unfinished)
 
 
 class _Recorder:
@@ -107,11 +116,27 @@ class _Recorder:
     def full(self) -> bool:
         return self._writer.messages >= self._limits.messages or self._writer.bytes >= self._limits.bytes
 
-    def step(self, timeout_s: float) -> None:
-        """Wait for messages at most timeout_s, take what is there."""
-        _wait([tap.client for tap in self._taps], timeout_s)
+    def step(self, timeout_s: float) -> bool:
+        """Wait for messages at most timeout_s, take what is there; whether there was anything."""
+        wait([tap.client for tap in self._taps], timeout_s)
+        arrived = [(tap, tap.client.poll(0.0)) for tap in self._taps]
+        for tap, messages in arrived:
+            self.take(tap, messages)
+        return any(messages for _, messages in arrived)
+
+    def finish(self) -> bool:
+        """Take what the broker still holds for us, until none came for QUIET_S; whether FINISH_S cut that short."""
         for tap in self._taps:
-            self.take(tap, tap.client.poll(0.0))
+            tap.client.unsubscribe()
+        now_s = time.monotonic()
+        deadline_s, quiet_s = now_s + FINISH_S, now_s + QUIET_S
+        while not self.full and now_s < quiet_s:
+            if now_s >= deadline_s:
+                return True
+            arrived = self.step(min(quiet_s, deadline_s) - now_s)
+            now_s = time.monotonic()
+            quiet_s = now_s + QUIET_S if arrived else quiet_s
+        return False
 
     def take(self, tap: _Tap, messages: Sequence[Message]) -> None:
         taken = []
@@ -125,7 +150,7 @@ class _Recorder:
         for message in taken:
             tap.client.acknowledge(message.epoch, [message.mid])
 
-    def summary(self, seconds: float) -> RecordSummary:
+    def summary(self, seconds: float, *, unfinished: bool = False) -> RecordSummary:
         return RecordSummary(
             path=str(self._writer.path),
             id=self._writer.header.id,
@@ -134,6 +159,7 @@ class _Recorder:
             bytes=self._writer.bytes,
             seconds=round(seconds, 3),
             disconnects=sum(tap.client.counters.disconnects for tap in self._taps),
+            unfinished=unfinished,
         )
 
 
@@ -164,14 +190,3 @@ def _taps(settings: MqttSettings, filters: Sequence[str], client_id: str) -> lis
         taps.append(_Tap(client, elsewhere))
         elsewhere += tuple(topic_filter for topic_filter, _ in subscriptions)
     return taps
-
-
-def _wait(clients: Sequence[CallbackClient], timeout_s: float) -> None:
-    """Until one of them has something to read or to write, or time is up."""
-    poller = select.poll()
-    for client in clients:
-        if client.fileno() >= 0:
-            poller.register(client.fileno(), select.POLLIN | (select.POLLOUT if client.wants_write() else 0))
-        if not client.connected:
-            timeout_s = min(timeout_s, RECONNECT_POLL_S)
-    poller.poll(timeout_s * 1000)

@@ -25,7 +25,7 @@ from edge_runtime.monitor.latency import StageRecorder
 from edge_runtime.mqtt.client import CallbackClient
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.settings import MqttSettings
-from edge_runtime.mqtt.topics import Routes, Tree, parse_source
+from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Subscription, Tree, match, parse_source
 from edge_runtime.mqtt.transport import Counters
 from edge_runtime.record import STOP_S, connect
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing
@@ -59,10 +59,14 @@ class PublishSummary(msgspec.Struct, frozen=True):
 
 
 class ReplaySummary(msgspec.Struct, frozen=True):
-    """What became of a recording in the pipelines. documents: lines that were written."""
+    """What became of a recording in the pipelines. documents: lines that were written.
+
+    unrouted: messages that the daemon does not subscribe to, and so would not have had.
+    """
 
     id: str
     messages: int
+    unrouted: int
     documents: int
     balanced: bool
     ledger: LedgerView
@@ -136,7 +140,7 @@ class _Player:
             self._first_ns = message.received_ns
         due_ns = self._begun_ns + int((message.received_ns - self._first_ns) / self._speed)
         while (left_ns := due_ns - time.monotonic_ns()) > 0 and not self._stop.asked:
-            self._poll(left_ns / NS)
+            self._poll(min(left_ns / NS, POLL_S))
         self.wait_for_answers(self._most_open - 1)
         if self._stop.asked:
             return
@@ -200,7 +204,8 @@ def through_pipelines(
     recording's.
     path: of the configuration, for messages. Raises what the daemon raises at its start.
     """
-    ledger, tape = Ledger(), _Tape(recording, write)
+    subscriptions = [(parse_source(p.source.topic).filter, p.source.qos) for p in config.pipelines.values()]
+    ledger, tape = Ledger(), _Tape(recording, subscriptions, write)
     lanes = _lanes(config, path, tape, ledger)
     loop = Loop(
         [lanes[0].connection],
@@ -221,6 +226,7 @@ def through_pipelines(
     return ReplaySummary(
         id=recording.header.id,
         messages=tape.messages,
+        unrouted=tape.unrouted,
         documents=tape.documents,
         balanced=not view.imbalances,
         ledger=view,
@@ -255,21 +261,25 @@ def _lanes(config: Config, path: str, tape: _Tape, ledger: Ledger) -> list[Lane]
 class _Tape:
     """A transport.Client whose broker is a recording: one message a poll, and what is published is written down.
 
+    As a broker would, it passes over what nobody subscribed to, and lowers QoS to that of the subscription.
     clock: stands at the time of the message that was polled last.
     """
 
     connected = subscribed = True
     reason = ""
 
-    def __init__(self, recording: Recording, write: Callable[[bytes], object]) -> None:
+    def __init__(
+        self, recording: Recording, subscriptions: Sequence[Subscription], write: Callable[[bytes], object]
+    ) -> None:
         self.counters = Counters()
         self.refused_filters: dict[str, str] = {}
         self.recording = recording
         self.clock = Clock(lambda: self._now_ns, lambda: recording.header.start_unix_ns + self._now_ns)
-        self.messages = self.documents = 0
+        self.messages = self.unrouted = self.documents = 0
         self.ended = False
         self._now_ns = 0
         self._messages = iter(recording)
+        self._subscriptions = subscriptions
         self._write = write
         self._tokens = itertools.count(1)
         self._written: list[tuple[int, str]] = []
@@ -277,13 +287,21 @@ class _Tape:
     def start(self) -> None: ...
 
     def poll(self, timeout_s: float) -> list[Message]:  # noqa: ARG002  nothing to wait for
-        message = next(self._messages, None)
-        if message is None:
-            self.ended = True
-            return []
-        self._now_ns = message.received_ns
-        self.messages += 1
-        return [message]
+        for message in self._messages:
+            granted = self._granted(message.topic)
+            if granted is None:
+                self.unrouted += 1
+                continue
+            self._now_ns = message.received_ns
+            self.messages += 1
+            return [message if message.qos <= granted else msgspec.structs.replace(message, qos=granted, dup=False)]
+        self.ended = True
+        return []
+
+    def _granted(self, topic: str) -> int | None:
+        """The highest QoS of the subscriptions to a topic, None when there are none."""
+        shown = topic.replace(INVALID_TOPIC, "")
+        return max((qos for name, qos in self._subscriptions if match(name, shown)), default=None)
 
     def fileno(self) -> int:
         return -1

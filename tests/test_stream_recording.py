@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
@@ -218,9 +219,25 @@ def test_what_is_no_recording_is_refused_with_what_was_found(tmp_path: Path, con
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_one_line(tmp_path: Path) -> None:
-    for path, why in ((tmp_path / "none.rec", "No such file"), (tmp_path, "Is a directory")):
+    for path, why in ((tmp_path / "none.rec", "No such file"), (tmp_path, "is no regular file")):
         with pytest.raises(RecordingError, match=why):
             Recording(path)
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.rec")
+    with pytest.raises(RecordingError, match="is no regular file"):
+        Recording(tmp_path / "pipe.rec")
+
+
+def test_a_recording_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = write(tmp_path / "a.rec")
+    finally:
+        os.umask(before)
+
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_recording_is_never_written_over(tmp_path: Path) -> None:

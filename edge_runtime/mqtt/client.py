@@ -35,10 +35,6 @@ Phase = Literal["new", "waiting", "dialing", "handshake", "connected", "stopped"
 _epochs = itertools.count(1)
 
 
-def _no_messages() -> list[Outgoing]:
-    return []
-
-
 class CallbackClient:
     """One connection; transport.Client says what its methods promise."""
 
@@ -49,7 +45,7 @@ class CallbackClient:
         client_id: str,
         subscriptions: Sequence[Subscription] = (),
         presence: Presence | None = None,
-        birth: Callable[[], list[Outgoing]] = _no_messages,
+        birth: Callable[[], list[Outgoing]] = list,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_s: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
@@ -86,15 +82,12 @@ class CallbackClient:
         self._phase: Phase = "new"
         self._reason = "not started"
         self._reported = ""
-        self._due_ns = 0
-        self._housekeeping_ns = 0
-        self._greeted_ns = 0
+        self._due_ns = self._housekeeping_ns = self._greeted_ns = 0
         self._epoch = 0
         self._window = settings.max_inflight
         self._packet_limit = settings.maximum_packet_bytes
         self._welcome: ConnectFlags | None = None
-        self._refusal = ""
-        self._farewell = ""
+        self._refusal = self._farewell = ""
         self._subscribe_mid: int | None = None
         self._read_ns = 0
         self._messages: list[Message] = []
@@ -137,6 +130,12 @@ class CallbackClient:
             for mid in mids:
                 if mid:
                     self._paho.ack(mid, 1)
+
+    def unsubscribe(self) -> None:
+        """Nothing new is to come; what the broker holds for us already still does."""
+        if self.connected and self._subscriptions:
+            self._paho.unsubscribe([name for name, _ in self._subscriptions])
+        self._subscriptions.clear()
 
     def publish(self, message: Outgoing) -> int:
         if message.qos not in (0, 1):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import select
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from edge_runtime.records import Message, Outgoing
+
+RECONNECT_POLL_S = 0.1
 
 
 class Counters(msgspec.Struct):
@@ -80,3 +83,16 @@ class Client(Protocol):
         Messages that still come in are not acknowledged, so the broker keeps those of QoS 1. What cannot be delivered
         is confirmed as "stopped".
         """
+
+
+def wait(clients: Iterable[Client], timeout_s: float, *, also: int = -1) -> None:
+    """Until one of them has something to read or to write, or the descriptor `also` to read, or time is up."""
+    poller = select.poll()
+    if also >= 0:
+        poller.register(also, select.POLLIN)
+    for client in clients:
+        if client.fileno() >= 0:
+            poller.register(client.fileno(), select.POLLIN | (select.POLLOUT if client.wants_write() else 0))
+        if not client.connected:
+            timeout_s = min(timeout_s, RECONNECT_POLL_S)
+    poller.poll(timeout_s * 1000)

@@ -7,9 +7,11 @@ the frames from there on, never those before.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -70,7 +72,7 @@ class RecordingWriter:
         """start_ns: the monotonic clock at the header's start. Raises RecordingError, also when the file exists."""
         self.path, self.header, self._start_ns = path, header, start_ns
         try:
-            self._file = path.open("xb", buffering=0)
+            self._file = FileIO(path, "xb", opener=_private)
         except FileExistsError:
             raise RecordingError(str(path), "exists already, and a recording is never written over") from None
         except OSError as error:
@@ -167,9 +169,11 @@ class Recording:
 
     def _open(self) -> BinaryIO:
         try:
-            return self.path.open("rb")
+            if stat.S_ISREG(self.path.stat().st_mode):
+                return self.path.open("rb")
         except OSError as error:
             raise RecordingError(str(self.path), f"cannot be read: {error.strerror}") from error
+        raise RecordingError(str(self.path), "is no regular file")
 
     def _read_header(self, file: BinaryIO) -> RecordingHeader:
         start = file.read(len(MAGIC) + 1)
@@ -182,6 +186,11 @@ class Recording:
             return _decode_header(_read_frame(file, _size(file) - len(start)))
         except (_DamageError, *_UNREADABLE) as error:
             raise RecordingError(str(self.path), f"has no header that can be read, so no messages: {error}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    """Messages may hold personal data: the file is its owner's alone."""
+    return os.open(path, flags, 0o600)
 
 
 def _size(file: BinaryIO) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,10 +25,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
 import edge_runtime
+from edge_runtime import report
 from edge_runtime.cli import main
+from edge_runtime.config import load
 from edge_runtime.demo.pump import PUMPS, RATE_HZ, Pump, to_int16
 from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.settings import MqttSettings
+from edge_runtime.record import FINISH_S, RecordLimits, RecordSummary, plain_filter
+from edge_runtime.record import record as run_record
 from edge_runtime.records import Message, Properties
+from edge_runtime.replay import ReplaySummary, _Tape, through_pipelines
 from edge_runtime.stream.recording import Recording, RecordingHeader, RecordingWriter
 
 pytestmark = pytest.mark.broker
@@ -150,6 +158,20 @@ def by_topic(documents: list[tuple[str, dict]]) -> dict[str, list[dict]]:
     return found
 
 
+def through(recording: Path, config: Path, seen: list[Message]) -> ReplaySummary:
+    """An offline replay in this process; seen: gets the messages that the loop was handed."""
+    known, poll = load(config), _Tape.poll
+
+    def spy(tape: _Tape, timeout_s: float) -> list[Message]:
+        messages = poll(tape, timeout_s)
+        seen.extend(messages)
+        return messages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Tape, "poll", spy)
+        return through_pipelines(Recording(recording), known, str(config), lambda _line: None)
+
+
 def offline(recording: Path, config: Path) -> dict[str, list[dict]]:
     lines = command("replay", recording, config, "--offline").stdout.splitlines()
     return by_topic([(line["topic"], line["payload"]) for line in map(json.loads, lines)])
@@ -244,9 +266,11 @@ def test_the_same_recording_gives_the_same_bytes_in_every_process(tmp_path: Path
     assert accounts["p"]["lost_before_us"] > 0
     assert accounts["p"]["dropped"]["stale_retained"] == 1
     assert accounts["p"]["dead_lettered"] == 22
-    assert accounts["-"]["dead_lettered"] == 1
+    assert "-" not in accounts
+    assert summary["unrouted"] == 1
+    assert b"skipped 1 unrouted" in first.stderr
     lines = [json.loads(line) for line in first.stdout.splitlines()]
-    assert [x["payload"]["reason"] for x in lines if x["topic"] == "edge/v1/n1/p/-/dead"] == ["unknown_topic"]
+    assert not [line for line in lines if line["topic"] == "edge/v1/n1/p/-/dead"]
     assert sum(line["topic"] == "edge/v1/n1/p/p/dead" for line in lines) == 22
     assert not any("lat_ms" in line["payload"] for line in lines)
     assert b"balanced" in first.stderr
@@ -299,9 +323,68 @@ def test_a_torn_recording_is_replayed_up_to_the_tear_and_says_so(tmp_path: Path)
     recording = write(tmp_path / "a.rec", [Message("in/a/v", payload(n, STILL), n) for n in range(3)])
     recording.write_bytes(recording.read_bytes()[:-5])
     done = command("replay", recording, config, "--offline")
+    apart = command("replay", recording, config, "--offline", "-o", tmp_path / "out", "--json")
 
     assert len(done.stdout.splitlines()) == 2 + 1
-    assert b"bytes of the recording are unread: cut off" in done.stderr
+    for found in (done, apart):
+        assert found.stderr.count(b"warning: the last ") == 1
+        assert b"bytes of the recording are unread: cut off" in found.stderr
+    assert "cut off" in json.loads(apart.stdout)["problem"]
+
+
+def test_a_torn_recording_is_published_up_to_the_tear_and_says_so(broker: Broker, tmp_path: Path) -> None:
+    recording = write(tmp_path / "a.rec", [Message("in/a/v", payload(n, STILL), n) for n in range(3)])
+    recording.write_bytes(recording.read_bytes()[:-5])
+    done = command("replay", recording, "--broker", broker.url, "--json")
+
+    assert json.loads(done.stdout)["published"] == 2
+    assert b"warning: the last " in done.stderr
+
+
+def test_offline_a_pipeline_gets_what_its_subscriptions_would_bring_it(tmp_path: Path) -> None:
+    lowered = BY_SENSOR_TIME.replace(
+        'source = { topic = "in/+machine/v"', 'source = { topic = "low/+machine/v", qos = 0'
+    )
+    config = write_config(tmp_path, "mqtt://localhost", more=lowered)
+    dup = [
+        Message(topic, json.dumps(STILL).encode(), n * MS, qos=1, dup=n % 2 == 1)
+        for topic in ("raw/a", "low/a/v", "other/topic", "low//v", "\x00low/\\xff/v", "\x00other/\\xff")
+        for n in range(2)
+    ]
+    seen: list[Message] = []
+    found = through(write(tmp_path / "a.rec", dup), config, seen)
+
+    assert [(m.topic, m.qos, m.dup) for m in seen] == [
+        ("raw/a", 1, False),
+        ("raw/a", 1, True),
+        *[("low/a/v", 0, False)] * 2,
+        *[("low//v", 0, False)] * 2,
+        *[("\x00low/\\xff/v", 0, False)] * 2,
+    ]
+    assert (found.messages, found.unrouted) == (8, 4)
+    letters = {a.pipeline: a.dead_lettered for a in found.ledger.pipelines}
+    assert letters["-"] == 4  # the daemon is subscribed to them: an empty level, and text that is not UTF-8
+
+
+def test_an_output_that_exists_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "mqtt://localhost")
+    recording = write(tmp_path / "a.rec", [Message("in/a/v", payload(n, STILL), n) for n in range(3)])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    output = folder / "out.jsonl"
+    output.write_bytes(b"precious")
+    link = folder / "link"
+    link.symlink_to(output)
+    bundle = tmp_path / "broken.toml"
+    bundle.write_text(config.read_text().replace(".edge", ".gone"))
+    failed = command("replay", recording, bundle, "--offline", "-o", link, check=False)
+
+    assert failed.returncode != 0
+    assert output.read_bytes() == b"precious"
+    command("replay", recording, config, "--offline", "-o", link)
+    assert output.read_bytes().count(b"\n") == 3 + 1  # results, and the first state
+    assert link.is_symlink()
+    assert {path.name for path in folder.iterdir()} == {"out.jsonl", "link"}
 
 
 def test_properties_come_back_as_they_were_recorded(broker: Broker, start: Start, tmp_path: Path) -> None:
@@ -483,6 +566,91 @@ def test_a_broker_that_refuses_or_is_away_is_one_line_and_leaves_no_file(
     assert not path.exists()
 
 
+class Asked:
+    """A request to stop, made by a test."""
+
+    asked = False
+
+
+def recorded_behind_a_backlog(
+    broker: Broker, path: Path, stop: Asked, *, sent: int, seconds: float, protocol: str = "5"
+) -> RecordSummary:
+    """Record, but look at the connection again only when so many messages are confirmed to their publisher."""
+    probe = broker.probe()
+    settings = MqttSettings(url=broker.url, protocol=protocol)
+    begun_s = time.monotonic()
+    waiting = deque(str(n).encode() for n in range(sent))
+
+    def hold_up(_found: RecordSummary) -> None:
+        while waiting:
+            probe.publish("in/a", waiting.popleft())
+        stop.asked = seconds == math.inf
+        until(lambda: stop.asked or time.monotonic() - begun_s > seconds, what="the end of the recording")
+
+    return run_record(path, settings, ["in/#"], limits=RecordLimits(seconds=seconds), stop=stop, progress=hold_up)
+
+
+@pytest.mark.parametrize(("seconds", "protocol"), [(math.inf, "5"), (math.inf, "3.1.1"), (0.5, "5")])
+def test_what_was_confirmed_to_its_publisher_before_the_end_is_recorded(
+    broker: Broker, tmp_path: Path, seconds: float, protocol: str
+) -> None:
+    found = recorded_behind_a_backlog(broker, tmp_path / "a.rec", Asked(), sent=900, seconds=seconds, protocol=protocol)
+
+    assert (found.messages, found.unfinished) == (900, False)
+    assert [int(message.payload) for message in Recording(tmp_path / "a.rec")] == list(range(900))
+
+
+def test_an_end_that_takes_too_long_is_cut_and_says_so(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.record.FINISH_S", 1e-6)
+    found = recorded_behind_a_backlog(broker, tmp_path / "a.rec", Asked(), sent=900, seconds=math.inf)
+
+    assert found.unfinished
+    assert found.messages < 900
+    assert "more was still coming in" in report.recorded(found)
+
+
+def test_steady_traffic_does_not_hold_up_the_end(broker: Broker, start: Start, tmp_path: Path) -> None:
+    record = start("record", "--broker", broker.url, "--topic", "in/#", "-o", tmp_path / "a.rec", "--json")
+    recording_begun(broker)
+    probe = broker.probe()
+    probe.publish("in/a", b"x")
+    record.send_signal(signal.SIGTERM)
+    sent = 1
+    while record.poll() is None:
+        probe.publish("in/a", b"x")
+        sent += 1
+    summary = json.loads(record.communicate()[0])
+
+    assert not summary["unfinished"]
+    assert summary["seconds"] < FINISH_S
+    assert 1 <= summary["messages"] <= sent
+
+
+def test_two_thousand_messages_before_sigterm_are_all_recorded(broker: Broker, start: Start, tmp_path: Path) -> None:
+    record = start("record", "--broker", broker.url, "--topic", "in/#", "-o", tmp_path / "a.rec", "--json")
+    recording_begun(broker)
+    probe = broker.probe()
+    record.send_signal(signal.SIGSTOP)
+    for n in range(2000):
+        probe.publish("in/a", bytes([n % 256]) * 200)
+    record.send_signal(signal.SIGTERM)
+    record.send_signal(signal.SIGCONT)
+    out, err = record.communicate(timeout=20)
+
+    assert record.returncode == 0, err
+    assert json.loads(out)["messages"] == 2000 == len(list(Recording(tmp_path / "a.rec")))
+
+
+@pytest.mark.parametrize(
+    ("topic", "wanted"),
+    [("+1/+", "+/+"), ("+/+0/+2/#", "+/+/+/#"), ("a/+/#0", "a/+/#"), ("+/+", "+/+"), ("+0/+1/+2/+", "+/+/+/+")],
+)
+def test_wildcards_without_a_name_never_share_one(topic: str, wanted: str) -> None:
+    assert plain_filter(topic) == wanted
+
+
 def test_an_existing_file_is_not_written_over(broker: Broker, tmp_path: Path) -> None:
     path = tmp_path / "a.rec"
     path.write_bytes(b"precious")
@@ -502,7 +670,8 @@ def test_what_cannot_be_meant_is_wrong_usage(tmp_path: Path) -> None:
         ["record", "--broker", "mqtt://h", "-o", output],
         ["record", config, "--topic", "a/b+", "-o", output],
         ["replay", recording],
-        ["replay", recording, config, "--speed", "0"],
+        *(["replay", recording, config, "--speed", speed] for speed in ("0", "1e-320", "1e7", "nan", "inf", "fast")),
+        ["replay", recording, config, "--offline", "--speed", "1"],
         ["replay", recording, config, "-o", output],
         ["replay", recording, config, "--offline", "-o", recording],
         ["replay", recording, "--broker", "mqtt://h", "--offline"],

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 import msgspec
@@ -246,13 +246,14 @@ def replay(
     as_json: bool,
 ) -> int:
     """Publish the messages of RECORDING again, or run them through the pipelines of CONFIG."""
+    from edge_runtime.replay import partial
     from edge_runtime.stream.recording import Recording
 
     if output is not None and not offline:
         raise click.UsageError("--output belongs to --offline")
     if speed is not None and offline:
         raise click.UsageError("--speed belongs to a replay to a broker: --offline has no pace")
-    if output is not None and any(path.exists() and path.samefile(recording) for path in (output, _part(output))):
+    if output is not None and any(path.exists() and path.samefile(recording) for path in (output, partial(output))):
         raise click.UsageError("--output is the recording itself")
     settings, known = _broker(config, broker)
     if not offline:
@@ -281,11 +282,11 @@ def _run_offline(recording: Recording, config: Config, path: str, output: Path |
     """Results to the output; the summary to stdout, or to stderr when the results are there."""
     from edge_runtime import report
     from edge_runtime.logs import to_stderr
-    from edge_runtime.replay import through_pipelines
+    from edge_runtime.replay import replacing, through_pipelines
 
     to_stderr(logging.WARNING)
     try:
-        with nullcontext(sys.stdout.buffer) if output is None else _replacing(output) as target:
+        with nullcontext(sys.stdout.buffer) if output is None else replacing(output) as target:
             found = through_pipelines(recording, config, path, target.write)
             target.flush()
     except BrokenPipeError:
@@ -296,27 +297,6 @@ def _run_offline(recording: Recording, config: Config, path: str, output: Path |
     if found.problem:
         click.echo(f"warning: {report.unread(found)}", err=True)
     return 0 if found.balanced else FAILED
-
-
-def _part(path: Path) -> Path:
-    real = path.resolve()
-    return real.with_name(real.name + ".part")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens PATH.part, which takes the path's place when all went well, else is removed. A device is opened itself."""
-    if path.exists() and not path.is_file():
-        with path.open("wb") as device:
-            yield device
-        return
-    part = _part(path)
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path.resolve())
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _broker(config: Path | None, url: str | None) -> tuple[MqttSettings, Config | None]:

@@ -19,6 +19,8 @@ from edge_runtime.device import board, clock, machine, runtime, storage
 from edge_runtime.errors import BundleError, ConfigError, EdgeRuntimeError
 from edge_runtime.findings import Finding, fail, ok
 from edge_runtime.model.bundle import read
+from edge_runtime.model.child import printable
+from edge_runtime.model.gate import GateReport, gate
 from edge_runtime.model.manifest import Manifest
 from edge_runtime.mqtt import examine as mqtt
 from edge_runtime.mqtt.topics import parse_source
@@ -51,7 +53,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
         return
     yield ok("config", f"{path}: node {config.node.id}, {len(config.models)} models, {len(config.pipelines)} pipelines")
     providers = tried.imported.providers if tried.imported else None
-    yield from _models(config, providers)
+    yield from _models(config, path, providers)
     yield from storage.state_folder(Path(config.node.state_dir))
     yield from _broker(config)
 
@@ -66,8 +68,8 @@ def _machine() -> Iterator[Finding]:
     yield from board.throttling()
 
 
-def _models(config: Config, providers: list[str] | None) -> Iterator[Finding]:
-    """Each bundle verified, then run in a child process; each pipeline held against its model."""
+def _models(config: Config, file: Path, providers: list[str] | None) -> Iterator[Finding]:
+    """Each bundle verified, then proven as the daemon does it; each pipeline held against its model."""
     manifests: dict[str, Manifest] = {}
     if providers is not None:
         yield _providers(config, providers)
@@ -76,14 +78,15 @@ def _models(config: Config, providers: list[str] | None) -> Iterator[Finding]:
         try:
             manifests[name] = read(path).manifest
         except BundleError as error:
-            yield fail(f"model.{name}", str(error), f"copy the bundle here again, or correct models.{name}.bundle")
+            advice = f"copy the bundle here again, or correct models.{name}.bundle"
+            yield fail(f"model.{name}", printable(str(error)), advice)
             continue
         model_id = manifests[name].model_id
         if providers is None or model.provider not in providers:
             yield ok(f"model.{name}", f"{model_id}, verified; not run")
             continue
-        tried = runtime.attempt(path, model.session())
-        yield _model(f"model.{name}", model_id, tried)
+        report = gate(path, config.gate, session=model.session())
+        yield _model(f"model.{name}", model_id, report, f"edge-runtime bundle verify --config {file} {path}")
     for name in config.pipelines:
         yield from _pipeline(config, name, manifests)
 
@@ -98,14 +101,12 @@ def _providers(config: Config, available: list[str]) -> Finding:
     return ok("providers", f"{', '.join(wanted)} available")
 
 
-def _model(name: str, model_id: str, tried: runtime.Tried) -> Finding:
-    problem = runtime.trouble(tried)
-    if problem or tried.ran is None:
-        advice = "try edge-runtime bench with it elsewhere; where it runs there, install another onnxruntime here"
-        return fail(name, f"{model_id}, verified, but {problem or 'it did not run'}", advice)
-    ran = tried.ran
-    found = f"{model_id} ({ran.precision}), verified; golden error {ran.golden_error:.2g}, "
-    return ok(name, f"{found}{ran.infer_ms:.3f} ms a window on {ran.provider}")
+def _model(name: str, model_id: str, report: GateReport, command: str) -> Finding:
+    if not report.ok:
+        advice = f"the daemon refuses it; to see each check: {command}"
+        return fail(name, f"{model_id}: {report.reason}", advice)
+    found = f"{report.model} is proven here: p95 of one window {report.p95_ms:.3g} ms, "
+    return ok(name, f"{found}peak {report.peak_rss_mb:.0f} MB, {report.session.provider}")
 
 
 def _pipeline(config: Config, name: str, manifests: dict[str, Manifest]) -> Iterator[Finding]:

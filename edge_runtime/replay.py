@@ -8,9 +8,10 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -327,3 +328,25 @@ class _Tape:
     def flush(self) -> None: ...
 
     def stop(self, timeout_s: float) -> None: ...
+
+
+def partial(path: Path) -> Path:
+    """What stands for a file until it is whole."""
+    real = path.resolve()
+    return real.with_name(real.name + ".part")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens PATH.part, which takes the path's place when all went well, else is removed. A device is opened itself."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+        return
+    part = partial(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path.resolve())
+    finally:
+        part.unlink(missing_ok=True)

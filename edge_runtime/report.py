@@ -11,6 +11,7 @@ from edge_runtime.findings import Finding
 from edge_runtime.init import Written
 from edge_runtime.model.bench import BenchReport
 from edge_runtime.model.bundle import Bundle
+from edge_runtime.model.child import printable
 from edge_runtime.model.gate import GateReport
 from edge_runtime.model.manifest import StateSpec
 from edge_runtime.monitor.latency import StageSummary
@@ -118,12 +119,8 @@ def bundle(found: Bundle) -> str:
         *(("step", step) for step in manifest.provenance.steps),
     ]
     width = max(len(name) for name, _ in facts)
-    return _printable("\n".join([*(f"{name:<{width}}  {fact}" for name, fact in facts), "", found.card.rstrip()]))
-
-
-def _printable(text: str) -> str:
-    """A file's text for a terminal: what is no character and no line end is shown as its code."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    lines = [*(f"{name:<{width}}  {fact}" for name, fact in facts), "", *found.card.rstrip().split("\n")]
+    return "\n".join(map(printable, lines))
 
 
 def _joined_along(state: StateSpec) -> str:
@@ -131,11 +128,9 @@ def _joined_along(state: StateSpec) -> str:
 
 
 def recorded(found: RecordSummary) -> str:
-    """One line, and one more when something is missing."""
-    lines = [
-        f"{found.path}: {found.messages:,} messages on {found.topics:,} topics, {found.bytes:,} bytes, "
-        f"{found.seconds:.1f} s"
-    ]
+    """One line, and one more for each reason why something is missing."""
+    count = f"{found.messages:,} messages on {found.topics:,} topics, {found.bytes:,} bytes, {found.seconds:.1f} s"
+    lines = [f"{found.path}: {count}"]
     if found.disconnects:
         lines.append(f"the broker was away {found.disconnects} times: what was published then is missing")
     if found.unfinished:
@@ -175,9 +170,9 @@ def gate(found: GateReport) -> str:
         f"{name:<{widths[0]}}  {outcome:<{widths[1]}}  {ms:>{widths[2]}}  {detail}"
         for name, outcome, ms, detail in rows
     ]
-    on = f"onnxruntime {found.onnxruntime}, {found.provider}"
+    on = f"onnxruntime {found.onnxruntime}, {found.session.provider}"
     verdict = f"{found.model} is proven here: {on}" if found.ok else f"refused: {found.reason}"
-    return "\n".join([f"sha256 {found.digest}", *lines, verdict])
+    return "\n".join([f"sha256 {found.digest or 'unknown'}", *lines, verdict])
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BATCH = 64
 DEQUANTIZE = "DequantizeLinear"
 QDQ = (DEQUANTIZE, "QuantizeLinear")
+UNLISTED_IR = 4  # an initializer need not be an input since then
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -64,10 +65,17 @@ def changed(artifact: Artifact, proto: onnx.ModelProto, *steps: str, name: str =
 
 
 def parse(model: bytes) -> onnx.ModelProto:
-    """The onnx.ModelProto of ONNX bytes."""
+    """The onnx.ModelProto of ONNX bytes; initializers that are listed as inputs too, as IR version 3 wants, are not."""
     import onnx  # only export needs it, and `edge-export --help` must not wait for it
 
-    return onnx.load_from_string(model)
+    proto = onnx.load_from_string(model)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in constants]
+    if len(inputs) < len(proto.graph.input):
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        proto.ir_version = max(proto.ir_version, UNLISTED_IR)
+    return proto
 
 
 def outputs_of(artifact: Artifact, inputs: Floats) -> Floats:
@@ -122,11 +130,27 @@ def listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {op}" for op, count in counts.most_common()) or "nothing"
 
 
-def refuse_quantized(artifact: Artifact, proto: onnx.ModelProto, step: str) -> None:
-    """Raises ExportError when the graph holds integer operators: the step would undo or double their work."""
+def require_float32(artifact: Artifact, proto: onnx.ModelProto, step: str) -> None:
+    """Raises ExportError for integer operators or float16 weights: the step would undo or double their work."""
+    import onnx
+
     integer = Counter(node.op_type for node in proto.graph.node if is_integer(node))
     if integer:
         raise ExportError(f"{step}: {artifact.name} is quantized already ({listed(integer)}), wanted a float32 graph")
+    halves = [tensor for tensor in tensors(proto.graph) if tensor.data_type == onnx.TensorProto.FLOAT16]
+    if halves:
+        raise ExportError(f"{step}: {artifact.name} has {len(halves)} float16 weights already, wanted a float32 graph")
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every constant of a graph: initializers and attributes of nodes, those of subgraphs too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from tensors(attribute.g)
 
 
 def is_integer(node: onnx.NodeProto) -> bool:

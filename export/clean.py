@@ -9,7 +9,7 @@ from edge_runtime.errors import ExportError
 from edge_runtime.model.session import load_onnxruntime
 from edge_runtime.records import Floats
 from export import parity
-from export.artifact import Artifact, Step, batch_of, changed, name_nodes, outputs_of, parse, refuse_quantized
+from export.artifact import Artifact, Step, batch_of, changed, name_nodes, outputs_of, parse, require_float32
 from export.quiet import one_line, silenced
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def graph(windows: Floats) -> Step:
 
 def _graph(artifact: Artifact, windows: Floats) -> Artifact:
     before, slimmed = parse(artifact.model), parse(artifact.model)
-    refuse_quantized(artifact, before, "clean-up")
+    require_float32(artifact, before, "clean-up")
     batches = parity.BATCHES if isinstance(batch_of(before), str) else (1,)
     if len(windows) < max(batches):
         raise ExportError(f"clean-up: the proof needs {max(batches)} windows, got {len(windows)}")

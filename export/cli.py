@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import click
 from edge_runtime.errors import EdgeRuntimeError
 
 DONE, FAILED, BUDGET_MISSED = 0, 1, 3
+LAYOUTS = ("NTC", "NCT", "NT", "NF", "N1TC", "N1CT", "NTC1")
+OUTPUT_KINDS = ("scores", "logits", "probability", "reconstruction", "error")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,10 +110,10 @@ def _scalar(text: str) -> tuple[str, float]:
 @click.option("--length", type=int, help="Samples in a window.")
 @click.option("--hop", type=int, help="Samples between window starts.")
 @click.option("--rate-hz", type=float, help="Samples a second.")
-@click.option("--layout", help="NTC, NCT, NT, NF, N1TC, N1CT or NTC1.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="The axes behind the batch.")
 @click.option("--lead-in", type=int, help="Zeros before the first sample of a stream.")
 @click.option("--labels", type=_words, metavar="A,B", help="Names, with commas, in the order of the output.")
-@click.option("--output-kind", help="scores, logits, probability, reconstruction or error.")
+@click.option("--output-kind", type=click.Choice(OUTPUT_KINDS), help="What the output is.")
 @click.option("--threshold", type=float, help="Error above which a window is an anomaly.")
 @click.option("--tolerance", type=float, help="How far golden outputs may be off, absolute.")
 @click.option("--scalar", multiple=True, type=_scalar, metavar="INPUT=VALUE", help="An input that is always the same.")
@@ -118,11 +121,17 @@ def _scalar(text: str) -> tuple[str, float]:
     "--state", multiple=True, type=_pair, metavar="INPUT=OUTPUT", help="What a stream carries from window to window."
 )
 @click.option(
+    "--session", multiple=True, type=_pair, metavar="KEY=VALUE", help="ONNX Runtime session config entry it needs."
+)
+@click.option("--licence", help="Text for the card; many need to go on with the model.")
+@click.option("--source", help="Where the model comes from, for the card.")
+@click.option(
     "--samples",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Windows for the golden vectors, float32 .npy; default noise.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was derived as JSON instead of a table.")
 def pack(
     *,
     model: Path,
@@ -132,6 +141,8 @@ def pack(
     seed: int,
     scalar: tuple[tuple[str, float], ...],
     state: tuple[tuple[str, str], ...],
+    session: tuple[tuple[str, str], ...],
+    as_json: bool,
     **flags: object,
 ) -> None:
     """Make a bundle from somebody else's MODEL.onnx.
@@ -141,9 +152,10 @@ def pack(
     if target is not None and not target.parent.is_dir():
         raise click.BadParameter(f"{target.parent} is not a folder", param_hint="-o")
     told = {key: value for key, value in flags.items() if value not in (None, ())}
-    told |= {key: dict(pairs) for key, pairs in (("scalar", scalar), ("state", state)) if pairs}
+    tables = (("scalar", scalar), ("state", state), ("session", session))
+    told |= {key: dict(pairs) for key, pairs in tables if pairs}
     try:
-        code = _pack(model, target, spec, told, samples=samples, seed=seed)
+        code = _pack(model, target, spec, told, samples=samples, seed=seed, as_json=as_json)
     except EdgeRuntimeError as error:
         click.echo(f"edge-export: {error}", err=True)
         code = FAILED
@@ -151,16 +163,26 @@ def pack(
 
 
 def _pack(
-    model: Path, target: Path | None, spec: Path | None, told: dict[str, object], *, samples: Path | None, seed: int
+    model: Path,
+    target: Path | None,
+    spec: Path | None,
+    told: dict[str, object],
+    *,
+    samples: Path | None,
+    seed: int,
+    as_json: bool,
 ) -> int:
     from export.recipe import require_tools
 
     require_tools(("onnx",))
-    from export import adopt
+    from export.pack_onnx import pack_onnx, read_spec
 
     with _progress() as say:
         say("asking the graph, running it")
-        path, facts = adopt.adopt(model, adopt.read_spec(spec, told), target=target, samples=samples, seed=seed)
+        path, facts = pack_onnx(model, read_spec(spec, told), target=target, samples=samples, seed=seed)
+    if as_json:
+        click.echo(json.dumps({"bundle": str(path), "facts": [fact._asdict() for fact in facts]}, indent=2))
+        return DONE
     widths = [max(len(fact[column]) for fact in facts) for column in (0, 1)]
     for key, value, origin in facts:
         click.echo(f"{key:{widths[0]}}  {value:{widths[1]}}  {origin}")

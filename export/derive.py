@@ -10,20 +10,20 @@ from typing import Annotated, Any, NamedTuple, cast, get_args
 import msgspec
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model.manifest import ERROR_KINDS, OutputKind, ScalarInput, ScalarType, StateSpec, StateType
+from edge_runtime.model.manifest import (
+    ERROR_KINDS,
+    LARGEST_FLOAT32,
+    OutputKind,
+    ScalarInput,
+    ScalarType,
+    StateSpec,
+    StateType,
+)
 from edge_runtime.records import InputSpec, Layout
+from export.layouts import RANKS, axes_of, fits, likeliest
 from export.signature import Graph, Tensor
 
 BATCH = "b"
-AXES: dict[Layout, tuple[int, int | None]] = {
-    "NTC": (0, 1),
-    "NCT": (1, 0),
-    "NT": (0, None),
-    "N1TC": (1, 2),
-    "N1CT": (2, 1),
-    "NTC1": (0, 1),
-}  # length, channels; behind the batch axis
-UNIT_AXES: dict[str, int] = {"N1TC": 0, "N1CT": 0, "NTC1": 2}
 LINEAR = {"Gemm", "MatMul", "Add", "LogSoftmax", "QGemm", "QLinearMatMul", "QLinearAdd"}
 
 
@@ -32,7 +32,8 @@ class PackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     state: input to output of what is carried from window to window, "OUTPUT" or, where the graph leaves the shape
     open, "OUTPUT:2,b,128" with b for the batch axis. scalar: input to the value it always has.
-    tolerance: absolute, of the golden outputs.
+    tolerance: absolute, of the golden outputs. session: ONNX Runtime session config entries. licence, source: texts for
+    the card.
     """
 
     name: str | None = None
@@ -48,10 +49,13 @@ class PackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lead_in: Annotated[int, msgspec.Meta(ge=0)] = 0
     labels: tuple[str, ...] = ()
     output_kind: OutputKind | None = None
-    threshold: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    tolerance: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_FLOAT32)] | None = None
+    tolerance: Annotated[float, msgspec.Meta(gt=0, le=LARGEST_FLOAT32)] | None = None
     scalar: dict[str, float | bool] = {}
     state: dict[str, str] = {}
+    session: dict[str, str] = {}
+    licence: str | None = None
+    source: str | None = None
 
 
 class Fact(NamedTuple):
@@ -96,6 +100,9 @@ class _Derivation:
         self._asked: list[_Asked] = []
 
     def plan(self) -> Plan:
+        for flag, words in (("--channels", self._spec.channels), ("--labels", self._spec.labels)):
+            if not all(words) or len(set(words)) != len(words):
+                raise self._refuse(f"{flag} {','.join(words)}: a name is empty or repeats")
         name = self._name()
         window = self._window()
         states, scalars = self._states(), self._scalars()
@@ -124,7 +131,7 @@ class _Derivation:
         return name
 
     def _window(self) -> Tensor:
-        """The input that takes the window: the one named, the one left, or, until the others are named, a guess."""
+        """The input that takes the window: the one named, the one left, or the one that looks like it."""
         spec = self._spec
         if spec.input is not None:
             found = self._one_of(self._inputs, spec.input, "--input", "input")
@@ -133,29 +140,48 @@ class _Derivation:
             left = [t for t in self._graph.inputs if t.name not in spec.state and t.name not in spec.scalar]
             if not left:
                 raise self._refuse("no input is left for the window")
-            found = next((t for t in left if t.dtype == "float32" and len(t.shape) > 1), left[0])
+            candidates = self._windows_of(left)
+            found = candidates[0]
+            if len(candidates) > 1:
+                self._asked.append(_Asked(f"--input {found.name}", "which input takes the window; there can be one"))
             self._fact("input", found, "graph: its only one" if len(self._inputs) == 1 else "graph: the one left")
         if found.dtype != "float32":
             raise self._refuse(f"input {found.name} takes {found.dtype}, wanted float32: convert it inside the graph")
-        batch = found.shape[0] if found.shape else 0
-        if batch not in (None, 1):
+        batch = found.shape[0] if found.shape else None
+        if batch not in (None, 1) or (found.has_rank and not found.shape):
             raise self._refuse(f"input {found.name} has a fixed batch of {batch}, wanted an open first axis or 1")
         for other in self._graph.inputs:
             if other.name not in {found.name, *spec.state, *spec.scalar}:
                 self._asked.append(self._purpose_of(other, found))
         return found
 
+    def _windows_of(self, left: list[Tensor]) -> list[Tensor]:
+        """Those of the inputs that may take the window: float32, of the highest rank, like no output, as a state is."""
+        floats = [t for t in left if t.dtype == "float32"]
+        found = [t for t in floats if not _is_scalar(t)] or floats or left
+        found = [t for t in found if not any(_alike(t, output) for output in self._graph.outputs)] or found
+        highest = max(len(t.shape) for t in found)
+        return [t for t in found if len(t.shape) == highest or not t.has_rank]
+
     def _purpose_of(self, tensor: Tensor, window: Tensor) -> _Asked:
-        if not tensor.shape or tensor.shape == (1,):
+        if _is_scalar(tensor):
             return _Asked(f"--scalar {tensor.name}=VALUE", f"what {tensor.name} always is")
+        floats = [t.name for t in self._graph.outputs if t.dtype == "float32"]
+        read = {self._spec.output, floats[0] if len(floats) == 1 else None}
         fitting = [
             t.name
             for t in self._graph.outputs
-            if t.dtype == tensor.dtype and len(t.shape) == len(tensor.shape) and t.shape != window.shape
+            if t.name not in read and t.dtype == tensor.dtype and t.shape != window.shape
+            if _may_equal(t.shape, tensor.shape)
         ]
-        nearest = sorted(fitting, key=lambda name: -difflib.SequenceMatcher(None, tensor.name, name).ratio())
+        if not fitting:
+            raise self._refuse(
+                f"inputs {window.name} and {tensor.name}: one window input only, and no output can be the next value "
+                f"of {tensor.name} as a state; join them inside the graph, or say --input"
+            )
+        nearest = max(fitting, key=lambda name: difflib.SequenceMatcher(None, tensor.name, name).ratio())
         why = f"whether {tensor.name} is a state, and which output is its next value"
-        return _Asked(f"--state {tensor.name}={nearest[0] if nearest else 'OUTPUT'}", why)
+        return _Asked(f"--state {tensor.name}={nearest}", why)
 
     def _states(self) -> tuple[StateSpec, ...]:
         return tuple(self._state(name, said) for name, said in self._spec.state.items())
@@ -173,7 +199,9 @@ class _Derivation:
             sizes = [None if axis is None else int(axis) for axis in axes]
         except ValueError:
             raise self._refuse(f"--state {name}={said}: wanted a shape such as 2,{BATCH},128") from None
-        if sizes.count(None) > 1 or not _compatible(sizes, tensor.shape):
+        if any(size is not None and size < 1 for size in sizes):
+            raise self._refuse(f"--state {name}={said}: wanted sizes of at least 1, such as 2,{BATCH},128")
+        if sizes.count(None) > 1 or not (_compatible(sizes, tensor.shape) if tensor.has_rank else shape):
             raise self._refuse(f"state {tensor}: say one shape, such as --state {name}={output}:2,{BATCH},128")
         axis = sizes.index(None) if None in sizes else None
         found = StateSpec(name, output, tuple(size or 1 for size in sizes), axis, cast("StateType", tensor.dtype))
@@ -198,19 +226,24 @@ class _Derivation:
         """The window's layout, length and channels; None when something has to be asked."""
         spec, rest = self._spec, window.shape[1:]
         told = len(spec.channels) or None
-        fitting = [layout for layout in get_args(Layout) if _fits(layout, rest, told, spec.length)]
+        if not window.has_rank:
+            if spec.layout is None:
+                self._asked.append(_Asked("--layout LAYOUT", f"axes of {window.name}: {', '.join(get_args(Layout))}"))
+                return None
+            rest = (None,) * RANKS[spec.layout]
+        fitting = [layout for layout in get_args(Layout) if fits(layout, rest, told, spec.length)]
         if spec.layout is not None and spec.layout not in fitting:
             raise self._refuse(f"--layout {spec.layout}: {window} with {_told(told, spec.length)} does not fit")
         if not fitting:
             raise self._refuse(f"{window} with {_told(told, spec.length)} fits no layout of {get_args(Layout)}")
-        layout = spec.layout or _likeliest(fitting, rest, told)
+        layout = spec.layout or likeliest(fitting, rest, told)
         if layout is None:
             guess = "NTC" if (rest[0] or 0) >= (rest[1] or 0) else "NCT"
             self._asked.append(
                 _Asked(f"--layout {guess}", f"which of {rest} is the length (T) and which the channels (C)")
             )
             return None
-        length, channels = _axes(layout, rest, told)
+        length, channels = axes_of(layout, rest, told)
         length, channels = length or spec.length, channels or told or (1 if layout == "NF" else None)
         if length is None:
             self._asked.append(_Asked("--length SAMPLES", "samples in a window, which the graph leaves open"))
@@ -252,6 +285,7 @@ class _Derivation:
             left = [tensor for tensor in self._graph.outputs if tensor.name not in taken]
             if not left:
                 raise self._refuse("no output is left for the scores")
+            left = [tensor for tensor in left if tensor.dtype == "float32"] or left
             if len(left) > 1:
                 self._asked.append(_Asked(f"--output {left[0].name}", "which output to read"))
             found = left[0]
@@ -262,15 +296,18 @@ class _Derivation:
 
     def _kind(self, window: Tensor, output: Tensor) -> OutputKind | None:
         spec, maker = self._spec, self._graph.made_by[output.name]
-        kind = spec.output_kind or _kind_of(maker, window, output)
+        kind = spec.output_kind or _kind_of(maker, window, output, has_labels=bool(spec.labels))
         if kind is None:
             kinds = ", ".join(get_args(OutputKind))
             self._asked.append(_Asked("--output-kind KIND", f"what {output.name} is: {kinds}"))
             return None
-        origin = "told" if spec.output_kind else f"graph: {maker} gives it" if maker else "graph: shape of the input"
+        derived = "graph: shape of the input" if kind == "reconstruction" else f"graph: {maker} gives it"
+        origin = "told" if spec.output_kind else derived
         self._fact("output_kind", kind, origin)
         if kind in ERROR_KINDS and spec.threshold is None:
             self._asked.append(_Asked("--threshold ERROR", "above which error a window is an anomaly"))
+        if kind not in ERROR_KINDS and spec.threshold is not None:
+            raise self._refuse(f"--threshold {spec.threshold:g}: output {output.name} is {kind}, which has none")
         return kind
 
     def _labels(self, kind: OutputKind) -> tuple[str, ...]:
@@ -290,52 +327,38 @@ def _told(channels: int | None, length: int | None) -> str:
     return f"{length or 'any number of'} samples of {channels or 'any number of'} channels"
 
 
-def _axes(layout: Layout, rest: Sequence[int | None], channels: int | None) -> tuple[int | None, int | None]:
-    """Length and channels as the graph's axes say them; None where an axis is open."""
-    if layout == "NF":
-        return (rest[0] // (channels or 1) if rest[0] else None), channels
-    length, channel = AXES[layout]
-    return rest[length], 1 if channel is None else rest[channel]
-
-
-def _fits(layout: Layout, rest: Sequence[int | None], channels: int | None, length: int | None) -> bool:
-    """Whether a window's axes can be read so, with what is told of it."""
-    if len(rest) != {"NT": 1, "NF": 1, "NTC": 2, "NCT": 2}.get(layout, 3):
-        return False
-    if layout == "NF" and rest[0] is not None and rest[0] % (channels or 1):
-        return False
-    if layout in UNIT_AXES and rest[UNIT_AXES[layout]] not in (1, None):
-        return False
-    found = _axes(layout, rest, channels)
-    return all(a is None or b is None or a == b for a, b in zip(found, (length, channels), strict=True))
-
-
-def _likeliest(fitting: list[Layout], rest: Sequence[int | None], channels: int | None) -> Layout | None:
-    """The layout to take: one channel is NT, an open axis the length, an axis of 1 where one is. None = not clear."""
-    if "NT" in fitting:
-        return "NT"
-    if "NTC" in fitting and "NCT" in fitting:
-        closed = [layout for layout in ("NTC", "NCT") if _axes(layout, rest, channels)[1] is not None]
-        return cast("Layout", closed[0]) if len(closed) == 1 else None
-    exact = [layout for layout in fitting if layout not in UNIT_AXES or rest[UNIT_AXES[layout]] == 1]
-    return (exact or fitting)[0]
-
-
 def _compatible(sizes: Sequence[int | None], graph: Sequence[int | None]) -> bool:
     if len(sizes) != len(graph):
         return False
     return all(size == wanted or wanted is None for size, wanted in zip(sizes, graph, strict=True))
 
 
-def _kind_of(maker: str, window: Tensor, output: Tensor) -> OutputKind | None:
-    if len(output.shape) > 2 and output.shape[1:] == window.shape[1:]:
-        return "reconstruction"
+def _may_equal(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    return len(one) == len(other) and all(None in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True))
+
+
+def _is_scalar(tensor: Tensor) -> bool:
+    return tensor.has_rank and tensor.shape in ((), (1,), (None,))
+
+
+def _alike(tensor: Tensor, output: Tensor) -> bool:
+    """Whether an output can be the next value of an input: it says nothing of its axes that the input does not."""
+    if tensor.dtype != output.dtype or len(tensor.shape) != len(output.shape):
+        return False
+    return all(after in (None, before) for before, after in zip(tensor.shape, output.shape, strict=True))
+
+
+def _kind_of(maker: str, window: Tensor, output: Tensor, *, has_labels: bool) -> OutputKind | None:
+    """What the output is, where nothing else would look the same; None = to be asked."""
     width = output.shape[-1] if len(output.shape) == 2 else None
-    if maker == "Softmax":
+    if maker == "Softmax" and len(output.shape) <= 2:
         return "scores"
     if maker == "Sigmoid" and width == 1:
         return "probability"
-    return "logits" if maker in LINEAR and (width or 0) > 1 else None
+    if maker in LINEAR and has_labels:
+        return "logits"
+    is_shaped_alike = output.shape[1:] == window.shape[1:] and window.shape[1:] not in ((), (None,))
+    return "reconstruction" if is_shaped_alike and not has_labels else None
 
 
 def shortened(words: Sequence[Any], most: int = 4) -> str:

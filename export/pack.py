@@ -1,4 +1,7 @@
-"""The chosen candidate as a bundle: golden vectors with a derived tolerance, reference histograms, card, provenance."""
+"""The chosen candidate as a bundle: golden vectors with a derived tolerance, reference histograms, card, provenance.
+
+`edge-export run` ends here. `edge-export pack`, for an ONNX file from elsewhere, is export/pack_onnx.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from edge_runtime.model.manifest import (
 from edge_runtime.model.session import softmax
 from export import card, weight_only
 from export.artifact import Artifact, outputs_of
-from export.contents import float32_tolerance, int8_tolerance, reference, tools
+from export.contents import float32_tolerance, int8_tolerance, proves_nothing, reference, tools
 from export.evaluate import comparable
 from export.recipe import Labels, Recipe
 from export.search import Outcome
@@ -33,12 +36,15 @@ GOLDEN_MIN, GOLDEN_MAX = 8, 16
 def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
     """Write the chosen candidate to path; the manifest without the file list.
 
-    Raises ExportError when nothing was chosen or the float32 graph does not give what torch gives.
+    Raises ExportError when nothing was chosen, the float32 graph does not give what torch gives, or the golden
+    windows prove nothing.
     """
     if outcome.chosen is None or outcome.chosen.artifact is None:
         raise ExportError(f"{path}: no candidate keeps the budget, nothing to pack")
     artifact = outcome.chosen.artifact
     golden, allowed = golden_vectors(recipe, outcome, artifact)
+    if doubt := proves_nothing(golden.outputs, allowed):
+        raise ExportError(f"{path}: {doubt}; the windows of the validation split differ too little")
     manifest = Manifest(
         schema=SCHEMA,
         name=recipe.name,

@@ -83,7 +83,8 @@ def _structured(artifact: Artifact, windows: Floats, settings: _Settings) -> Art
         _prune(module, example, settings)
         after = _size(module, example)
         if after.parameters >= before.parameters:
-            raise ExportError(_nothing_removed(artifact.module, before, after, settings))
+            kept, _layer = _last_layer(artifact.module, example)
+            raise ExportError(_nothing_removed(artifact.module, kept, before, after, settings))
         _check_runs(artifact.module, module, windows[:1])
         settings.finetune(module)
         module.eval().requires_grad_(False)
@@ -110,7 +111,7 @@ def _prune(module: nn.Module, example: torch.Tensor, settings: _Settings) -> Non
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=settings.ratio,
                 round_to=settings.round_to,
-                ignored_layers=[_last_layer(module, example), *fixed],
+                ignored_layers=[_last_layer(module, example)[1], *fixed],
                 in_channel_groups={},  # the defaults are shared between calls
                 out_channel_groups={},
                 num_heads={},
@@ -124,11 +125,19 @@ def _prune(module: nn.Module, example: torch.Tensor, settings: _Settings) -> Non
         part.requires_grad_(False)
 
 
-def _last_layer(module: nn.Module, example: torch.Tensor) -> nn.Module:
-    """The layer with weights that is called last: its channels are the network's outputs."""
+def _last_layer(module: nn.Module, example: torch.Tensor) -> tuple[str, nn.Module]:
+    """The layer with weights that is called last, and its name: its channels are the network's outputs.
+
+    A module with weights of its own around others that were called, such as the network itself, is no layer.
+    """
     called: list[nn.Module] = []
-    weighted = [part for part in module.modules() if list(part.parameters(recurse=False))]
-    hooks = [part.register_forward_hook(lambda layer, _inputs, _output: called.append(layer)) for part in weighted]
+
+    def note(layer: nn.Module, _inputs: object, _output: object) -> None:
+        if not called or all(part is not called[-1] for part in layer.modules()):
+            called.append(layer)
+
+    weighted = {part: name for name, part in module.named_modules() if list(part.parameters(recurse=False))}
+    hooks = [part.register_forward_hook(note) for part in weighted]
     try:
         with torch.no_grad():
             module(example)
@@ -137,7 +146,7 @@ def _last_layer(module: nn.Module, example: torch.Tensor) -> nn.Module:
             hook.remove()
     if not called:
         raise ExportError("pruning: the network calls no layer with weights")
-    return called[-1]
+    return weighted[called[-1]], called[-1]
 
 
 def _size(module: nn.Module, example: torch.Tensor) -> Size:
@@ -146,11 +155,12 @@ def _size(module: nn.Module, example: torch.Tensor) -> Size:
     return Size(sum(parameter.numel() for parameter in module.parameters()), round(macs))
 
 
-def _nothing_removed(module: nn.Module, before: Size, after: Size, settings: _Settings) -> str:
+def _nothing_removed(module: nn.Module, kept: str, before: Size, after: Size, settings: _Settings) -> str:
     return (
         f"pruning removed nothing: {before.parameters} parameters before, {after.parameters} after, ratio "
-        f"{settings.ratio:g} in multiples of {settings.round_to}; layers: {_layers(module)}. torch-pruning skips "
-        "recurrent layers, and layers too narrow for the multiple"
+        f"{settings.ratio:g} in multiples of {settings.round_to}; layers: {_layers(module)}. The last, "
+        f"{kept or 'the network itself'!r}, is never pruned; torch-pruning skips recurrent layers, and layers "
+        "too narrow for the multiple"
     )
 
 

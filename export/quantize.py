@@ -31,7 +31,7 @@ from export.artifact import (
     name_nodes,
     operators,
     parse,
-    refuse_quantized,
+    require_float32,
 )
 from export.islands import islands
 from export.quiet import one_line, silenced
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_WINDOWS = 256
 CALIBRATION_BATCH = 32
+MIN_OPSET = 13  # QuantizeLinear and DequantizeLinear have an axis since then
 SCHEMES = {"u8s8": ("QUInt8", "QInt8"), "s8s8": ("QInt8", "QInt8")}  # activations, weights
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -124,9 +125,9 @@ def static_qdq(
 
 def _qdq(artifact: Artifact, windows: Floats, settings: _Settings) -> Artifact:
     with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        before = prepared(artifact, Path(folder), "static int8")
+        before = prepared(artifact, Path(folder), "static int8", min_opset=MIN_OPSET)
         front = ancestors(before.graph, artifact.front_end)
-        reader = _Windows(artifact.input, windows)
+        reader = _Windows(artifact.input, windows, batch_of(before))
         quantized = _quantized(before, reader, Path(folder), settings=settings, kept=sorted(front))
     done = quantized_operators(quantized)
     _check(quantized, artifact.front_end, done)
@@ -232,10 +233,11 @@ def quantized_operators(proto: onnx.ModelProto) -> Counter[str]:
     return counts
 
 
-def prepared(artifact: Artifact, folder: Path, step: str) -> onnx.ModelProto:
+def prepared(artifact: Artifact, folder: Path, step: str, *, min_opset: int = 1) -> onnx.ModelProto:
     """The graph after ORT's pre-processing (shape inference, folding, fusions), its front-end boundary kept.
 
-    step: what wants it, for errors. Raises ExportError when the graph is quantized already or cannot be processed.
+    step: what wants it, for errors. Raises ExportError when the graph is no float32 one, is of an opset below
+    min_opset, or cannot be processed.
     As an output of the graph the boundary cannot be fused away; the node metadata of the exporter would not
     survive this step. Symbolic shape inference is left out: torch's exporter has recorded the shapes already, and
     ONNX Runtime's fails on some of them (1.32, a MatMul it knows no rank of).
@@ -244,7 +246,10 @@ def prepared(artifact: Artifact, folder: Path, step: str) -> onnx.ModelProto:
     from onnxruntime.quantization.preprocess import quant_pre_process  # after telemetry is off
 
     proto = parse(artifact.model)
-    refuse_quantized(artifact, proto, step)
+    require_float32(artifact, proto, step)
+    opset = max(entry.version for entry in proto.opset_import if entry.domain == "")
+    if opset < min_opset:
+        raise ExportError(f"{step}: the graph has opset {opset}, wanted at least {min_opset}")
     if artifact.front_end:
         proto.graph.output.append(next(v for v in proto.graph.value_info if v.name == artifact.front_end))
     source, target = folder / "exported.onnx", folder / "prepared.onnx"
@@ -270,12 +275,11 @@ class _Settings(msgspec.Struct, frozen=True):
 
 
 class _Windows:
-    """Calibration inputs, a batch at a time, as ORT's calibrator asks for them."""
+    """Calibration inputs, a batch at a time, as ORT's calibrator asks for them. axis: the graph's, fixed or named."""
 
-    def __init__(self, name: str, windows: Floats) -> None:
-        self._batches = iter(
-            [{name: windows[i : i + CALIBRATION_BATCH]} for i in range(0, len(windows), CALIBRATION_BATCH)]
-        )
+    def __init__(self, name: str, windows: Floats, axis: int | str) -> None:
+        batch = axis if isinstance(axis, int) else CALIBRATION_BATCH
+        self._batches = iter([{name: windows[i : i + batch]} for i in range(0, len(windows), batch)])
 
     def get_next(self) -> dict[str, Floats] | None:
         return next(self._batches, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from edge_runtime.errors import ExportError, ModelError
 from edge_runtime.model.bundle import MAX_BUNDLE_BYTES
 from edge_runtime.model.onnx_graph import read_facts
 from edge_runtime.model.policy import objections
+from export.artifact import Artifact
 from export.quiet import one_line
 
 if TYPE_CHECKING:
@@ -24,34 +25,39 @@ TYPE_WORDS = {"float": "float32", "double": "float64"}
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """An input or output of a graph. dtype: as NumPy says it. shape: None for an axis that the graph leaves open."""
+    """An input or output of a graph.
+
+    dtype: as NumPy says it; "sequence", "map" or "optional" for what is no tensor. shape: None for an axis that the
+    graph leaves open. has_rank: False where it does not even say how many axes there are; shape is () then.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    has_rank: bool = True
 
     def __str__(self) -> str:
+        if not self.has_rank:
+            return f"{self.name} {self.dtype} of any shape"
         axes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name} {self.dtype} ({axes})"
 
 
 class Graph(msgspec.Struct, frozen=True):
-    """An ONNX file. sha256: of the file as it came. model: ONNX bytes, whole. embedded: files whose tensors it took in.
+    """An ONNX model. file: where it came from, in errors. model: ONNX bytes, whole. steps: how it came to be.
 
-    made_by: operator type behind each output, those that only pass values on left out. precision: float32, float16
-    or int8.
+    made_by: operator type behind each output, those that only pass values on left out. precision: float32, float16,
+    int8, or what the export steps say. session: ONNX Runtime session config entries that it needs.
     """
 
     file: str
-    sha256: str
     model: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     made_by: dict[str, str]
     precision: str
-    opset: int
-    nodes: int
-    embedded: tuple[str, ...]
+    steps: tuple[str, ...]
+    session: dict[str, str] = {}
 
     def listed(self) -> str:
         """Its inputs and outputs, two lines."""
@@ -60,32 +66,84 @@ class Graph(msgspec.Struct, frozen=True):
 
 def read(path: Path) -> Graph:
     """Raises ExportError when the file is not ONNX, reaches outside its folder or needs operators of its own."""
+    raw = _bytes(path)
+    proto = _parsed(str(path), raw)
+    embedded = _embed(path, proto)
+    opened = _opened(proto)
+    model = proto.SerializeToString(deterministic=True) if embedded or opened else raw
+    _check_policy(str(path), model)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+    digest, nodes = hashlib.sha256(raw).hexdigest(), len(proto.graph.node)
+    steps = [f"packed from {path.name}, sha256 {digest}, opset {opset}, {nodes} nodes"]
+    if embedded:
+        steps.append(f"external data taken in: {', '.join(embedded)}")
+    if opened:
+        steps.append(f"axes of size 0 or -1 declared open: {', '.join(opened)}")
+    return _graph(path.name, model, proto, _precision(proto), tuple(steps))
+
+
+def of(artifact: Artifact) -> Graph:
+    """What the export steps made, with its session entries and steps.
+
+    Raises ExportError when it needs operators of its own.
+    """
+    _check_policy(artifact.name, artifact.model)
+    proto = _parsed(artifact.name, artifact.model)
+    found = _graph(artifact.name, artifact.model, proto, artifact.precision, artifact.steps)
+    return msgspec.structs.replace(found, session=artifact.session)
+
+
+def shaped(graph: Graph, shapes: Mapping[str, tuple[int | str, ...]]) -> Graph:
+    """The graph with inputs that say no rank declared as told: input to shape, a word for an open axis."""
+    from onnx import helper
+
+    rankless = {tensor.name for tensor in graph.inputs if not tensor.has_rank} & shapes.keys()
+    if not rankless:
+        return graph
+    proto = _parsed(graph.file, graph.model)
+    for value in proto.graph.input:
+        if value.name in rankless:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shapes[value.name]))
+    told = f"shape declared of {', '.join(f'{name} {shapes[name]}' for name in sorted(rankless))}"
+    model = proto.SerializeToString(deterministic=True)
+    return msgspec.structs.replace(graph, model=model, steps=(*graph.steps, told))
+
+
+def _parsed(name: str, raw: bytes) -> onnx.ModelProto:
     import onnx
 
-    raw = _bytes(path)
     try:
         proto = onnx.load_from_string(raw)
     except Exception as error:  # protobuf's DecodeError has no public home
-        raise ExportError(f"{path}: not an ONNX file: {one_line(error)}") from error
+        raise ExportError(f"{name}: not an ONNX file: {one_line(error)}") from error
     if not proto.graph.output:
-        raise ExportError(f"{path}: not an ONNX file: it has no graph with an output")
-    embedded = _embed(path, proto)
-    model = proto.SerializeToString(deterministic=True) if embedded else raw
-    _check_policy(path, model)
+        raise ExportError(f"{name}: not an ONNX file: it has no graph with an output")
+    return proto
+
+
+def _graph(name: str, model: bytes, proto: onnx.ModelProto, precision: str, steps: tuple[str, ...]) -> Graph:
     constants = {tensor.name for tensor in proto.graph.initializer}
-    operators = {node.op_type for part in _parts(proto) for node in part.node}
     return Graph(
-        file=path.name,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        file=name,
         model=model,
-        inputs=tuple(_tensor(path, value) for value in proto.graph.input if value.name not in constants),
-        outputs=tuple(_tensor(path, value) for value in proto.graph.output),
+        inputs=tuple(_tensor(value) for value in proto.graph.input if value.name not in constants),
+        outputs=tuple(_tensor(value) for value in proto.graph.output),
         made_by={value.name: _made_by(proto.graph, value.name) for value in proto.graph.output},
-        precision=_precision(proto, operators),
-        opset=next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), 0),
-        nodes=len(proto.graph.node),
-        embedded=embedded,
+        precision=precision,
+        steps=steps,
     )
+
+
+def _opened(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Leave axes of size 0 or -1 open, by which old exporters mean just that; the inputs and outputs that had one."""
+    found = []
+    for value in (*proto.graph.input, *proto.graph.output):
+        closed = [dim for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value") and dim.dim_value < 1]
+        for dim in closed:
+            dim.ClearField("dim_value")
+        found += [value.name] if closed else []
+    return tuple(found)
 
 
 def _bytes(path: Path) -> bytes:
@@ -98,15 +156,16 @@ def _bytes(path: Path) -> bytes:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _tensor(path: Path, value: onnx.ValueInfoProto) -> Tensor:
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     import onnx
 
-    if value.type.WhichOneof("value") != "tensor_type":
-        raise ExportError(f"{path}: {value.name} is a {value.type.WhichOneof('value')}, wanted a tensor")
+    form = str(value.type.WhichOneof("value"))
+    if form != "tensor_type":
+        return Tensor(value.name, form.removesuffix("_type"), (), has_rank=False)
     tensor = value.type.tensor_type
     word = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return Tensor(value.name, TYPE_WORDS.get(word, word), shape)
+    return Tensor(value.name, TYPE_WORDS.get(word, word), shape, has_rank=tensor.HasField("shape"))
 
 
 def _parts(proto: onnx.ModelProto) -> Iterator[Any]:
@@ -136,14 +195,14 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from (tensor.values, tensor.indices)
 
 
-def _check_policy(path: Path, model: bytes) -> None:
+def _check_policy(name: str, model: bytes) -> None:
     """Raises ExportError for what the device would refuse."""
     try:
         found = objections(read_facts(model), {})
     except ModelError as error:
-        raise ExportError(f"{path}: {error}") from error
+        raise ExportError(f"{name}: {error}") from error
     for objection in found:
-        raise ExportError(f"{path}: {objection}")
+        raise ExportError(f"{name}: {objection}")
 
 
 def _embed(path: Path, proto: onnx.ModelProto) -> tuple[str, ...]:
@@ -191,9 +250,10 @@ def _made_by(graph: onnx.GraphProto, tensor: str) -> str:
     return makers[tensor].op_type if tensor in makers else ""
 
 
-def _precision(proto: onnx.ModelProto, operators: set[str]) -> str:
+def _precision(proto: onnx.ModelProto) -> str:
     import onnx
 
+    operators = {node.op_type for part in _parts(proto) for node in part.node}
     if any(name in INT8_OPERATORS or name.startswith("QLinear") for name in operators):
         return "int8"
     half = onnx.TensorProto.FLOAT16

@@ -49,19 +49,15 @@ def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: s
         raise ExportError(f"parity needs {max(parity.BATCHES)} windows, the train split has {len(windows)}")
     front_end = getattr(model, FRONT_END, None)
     has_front_end = isinstance(front_end, nn.Module)
-    module = _WithBoundary(model, front_end).eval() if has_front_end else model.eval()  # type: ignore[arg-type]
+    _check_forward(model.eval(), windows[:EXAMPLE_BATCH])
+    module = _WithBoundary(model, front_end).eval() if has_front_end else model  # type: ignore[arg-type]
     names = [output_name, FRONT_END] if has_front_end else [output_name]
     try:
         proto = _dynamo(module, torch.from_numpy(windows[:EXAMPLE_BATCH].copy()), input_name, names)
     finally:
         if isinstance(module, _WithBoundary):
             module.hook.remove()
-    fixed = batch_of(proto)
-    if isinstance(fixed, int):
-        raise ExportError(
-            f"the exporter fixed the batch axis to {fixed}: forward() must work for any batch and not turn x.shape[0] "
-            "into a Python number or branch on it"
-        )
+    _check_batch(proto)
     boundary = _drop_boundary(proto) if has_front_end else ""
     _strip(proto)
     artifact = Artifact(
@@ -81,16 +77,30 @@ def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: s
     )
 
 
+def _check_batch(proto: onnx.ModelProto) -> None:
+    fixed = batch_of(proto)
+    if isinstance(fixed, int):
+        raise ExportError(
+            f"the exporter fixed the batch axis to {fixed}: forward() must work for any batch and not turn x.shape[0] "
+            "into a Python number or branch on it"
+        )
+
+
 def with_scores(artifact: Artifact) -> Artifact:
-    """A step: append the softmax, so that the graph gives scores in [0, 1] where it gave logits."""
+    """A step: append the softmax, so that the graph gives scores in [0, 1] where it gave logits.
+
+    Raises ExportError when the output is that of a softmax already: twice it flattens the scores.
+    """
     proto = parse(artifact.model)
     graph = proto.graph
+    if any(artifact.output in node.output and node.op_type == "Softmax" for node in graph.node):
+        raise ExportError(f"{artifact.name}: {artifact.output!r} is the output of a Softmax already, wanted logits")
     taken = {name for node in graph.node for name in node.output}
     scores = SCORES
     while scores in taken:
         scores += "_"
     output = graph.output[0]
-    graph.node.append(onnx.helper.make_node("Softmax", [output.name], [scores], name="softmax", axis=-1))
+    graph.node.append(onnx.helper.make_node("Softmax", [output.name], [scores], name=f"{scores}_softmax", axis=-1))
     output.name = scores
     return msgspec.structs.replace(changed(artifact, proto, "softmax appended: logits to scores"), output=scores)
 
@@ -107,6 +117,13 @@ def check_parity(artifact: Artifact, model: nn.Module, windows: Floats) -> float
         lambda inputs: torch_outputs(model, inputs),
         windows,
     )
+
+
+def _check_forward(model: nn.Module, windows: Floats) -> None:
+    try:
+        torch_outputs(model, windows)
+    except Exception as error:
+        raise ExportError(explain(error)) from error
 
 
 def _dynamo(module: nn.Module, example: torch.Tensor, input_name: str, output_names: list[str]) -> onnx.ModelProto:

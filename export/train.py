@@ -75,17 +75,28 @@ def fit(model: nn.Module, splits: Splits, *, seed: int, epochs: int, progress: P
 
 
 def torch_outputs(model: nn.Module, inputs: Floats) -> Floats:
-    """What torch computes for (n, ...) float32 inputs, without gradients."""
+    """What torch computes for (n, ...) float32 inputs, without gradients.
+
+    Raises ExportError when the model returns anything but one tensor.
+    """
     with torch.no_grad():
-        parts = [model(torch.from_numpy(inputs[i : i + BATCH])).numpy() for i in range(0, len(inputs), BATCH)]
+        parts = [_one(model(torch.from_numpy(inputs[i : i + BATCH]))).numpy() for i in range(0, len(inputs), BATCH)]
     joined: Floats = np.concatenate(parts)
     return joined
+
+
+def _one(output: object) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor):
+        raise ExportError(f"forward() must return one tensor, found {type(output).__name__}")
+    return output
 
 
 def _check_forward(recipe: Recipe, model: nn.Module, splits: Splits) -> None:
     """Run two windows and compare the shape with what the recipe says."""
     try:
         found = torch_outputs(model.eval(), splits.train.inputs[:2])
+    except ExportError as error:
+        raise ExportError(f"{recipe.path}: {error}") from error
     except Exception as error:
         raise ExportError(
             f"{recipe.path}: forward() raised {type(error).__name__}: {' '.join(str(error).split())}"

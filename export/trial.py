@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,26 +25,32 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MODEL, REQUEST, WINDOWS, OUTPUTS, PLAIN = "model.onnx", "request.json", "windows.npy", "outputs.npy", "plain.npy"
+REASON_CHARACTERS = 190
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to feed and to read. golden: indices of the windows that run once more, on the graph as it stands."""
+    """What to feed and to read.
+
+    golden: indices of the windows that run once more, on the graph as it stands. session: ONNX Runtime session config
+    entries of both runs.
+    """
 
     input: str
     output: str
     states: tuple[StateSpec, ...]
     scalars: tuple[ScalarInput, ...]
     golden: tuple[int, ...]
+    session: dict[str, str] = {}
 
 
-class Trial(NamedTuple):
+class Returned(NamedTuple):
     """outputs: (n, ...) as the graph returns them. difference: largest, optimized graph to plain one."""
 
     outputs: Floats
     difference: float
 
 
-def run(model: bytes, windows: Floats, request: Request, *, name: str) -> Trial:
+def run(model: bytes, windows: Floats, request: Request, *, name: str) -> Returned:
     """Run windows one by one; states go from each to the next. name: of the model, in errors.
 
     windows: (n, ...) float32 in the model's layout. Raises ExportError when the graph does not run.
@@ -62,7 +69,7 @@ def run(model: bytes, windows: Floats, request: Request, *, name: str) -> Trial:
             f"{name}: output {request.output} has shape {outputs.shape[1:]} for a batch of 1, wanted (1, …)"
         )
     difference = np.abs(outputs[list(request.golden)].astype(np.float64) - plain)
-    return Trial(outputs[:, 0], float(difference.max()))
+    return Returned(outputs[:, 0], float(difference.max()))
 
 
 def main() -> int:
@@ -70,20 +77,22 @@ def main() -> int:
     request = msgspec.json.decode(Path(REQUEST).read_bytes(), type=Request)
     model, windows = Path(MODEL).read_bytes(), np.load(WINDOWS)
     try:
-        optimized = create(model, settings=SessionSettings(), entries={})
+        optimized = create(model, settings=SessionSettings(), entries=request.session)
         np.save(OUTPUTS, _outputs(optimized, windows, request))
-        np.save(PLAIN, _outputs(_plain(model), windows[list(request.golden)], request))
+        np.save(PLAIN, _outputs(_plain(model, request.session), windows[list(request.golden)], request))
     except EdgeRuntimeError as error:
-        sys.stderr.write(f"{one_line(error)}\n")
+        sys.stderr.write(f"{textwrap.shorten(one_line(error), REASON_CHARACTERS, placeholder=' …')}\n")
         return 1
     return 0
 
 
-def _plain(model: bytes) -> onnxruntime.InferenceSession:
+def _plain(model: bytes, entries: dict[str, str]) -> onnxruntime.InferenceSession:
     ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -16,14 +16,13 @@ import numpy as np
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export.artifact import DEQUANTIZE, Artifact, Step, ancestors, changed, operators
-from export.quantize import RECURRENT, prepared
+from export.quantize import MIN_OPSET, RECURRENT, prepared
 
 if TYPE_CHECKING:
     import onnx
 
 FOLDED = {"session.disable_quant_qdq": "1"}
 MIN_ELEMENTS = 1024  # below it the scales and the extra operator eat what int8 saves
-MIN_OPSET = 13  # DequantizeLinear has an axis since then
 PRECISION = "int8-weights"
 LARGEST = 127
 
@@ -43,10 +42,7 @@ def _int8(artifact: Artifact, min_elements: int) -> Artifact:
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        proto = prepared(artifact, Path(folder), "weight-only int8")
-    opset = max(entry.version for entry in proto.opset_import if entry.domain == "")
-    if opset < MIN_OPSET:
-        raise ExportError(f"weight-only int8: the graph has opset {opset}, wanted at least {MIN_OPSET}")
+        proto = prepared(artifact, Path(folder), "weight-only int8", min_opset=MIN_OPSET)
     graph = proto.graph
     total = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
     axes = _axes(graph, artifact.front_end)

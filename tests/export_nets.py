@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
 import numpy as np
+import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -94,18 +96,32 @@ def artifact_of(nodes, constants, *, shape: list[int], width: int, front_end: st
     return Artifact("float32", "float32", proto.SerializeToString(), "x", "y", (), front_end)
 
 
-def two_matrices() -> Artifact:
-    """x (batch, 8) -> MatMul with `fixed` -> front_end -> MatMul with `learned` -> y (batch, 4)."""
+def two_matrices(learned: np.ndarray | None = None) -> Artifact:
+    """x (batch, 8) -> MatMul with `fixed` -> front_end -> MatMul with `learned` (32, 4) -> y (batch, 4)."""
     random = np.random.default_rng(SEED)
-    constants = {
-        "fixed": random.normal(size=(8, 32)).astype(np.float32),
-        "learned": random.normal(size=(32, 4)).astype(np.float32),
-    }
+    fixed, drawn = (random.normal(size=size).astype(np.float32) for size in ((8, 32), (32, 4)))
+    constants = {"fixed": fixed, "learned": drawn if learned is None else learned}
     nodes = [
         helper.make_node("MatMul", ["x", "fixed"], ["front_end"], name="front"),
         helper.make_node("MatMul", ["front_end", "learned"], ["y"], name="body"),
     ]
     return artifact_of(nodes, constants, shape=[8], width=4, front_end="front_end")
+
+
+def altered(artifact: Artifact, *, opset: int = 20, batch: int = 0, listed: bool = False) -> Artifact:
+    """The same graph as an older exporter writes it. batch: fixed to it. listed: initializers as inputs, before x."""
+    proto = onnx.load_from_string(artifact.model)
+    proto.opset_import[0].version = opset
+    if batch:
+        for value in (proto.graph.input[0], proto.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    if listed:
+        proto.ir_version = 3
+        given = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer]
+        given.extend(proto.graph.input)
+        del proto.graph.input[:]
+        proto.graph.input.extend(given)
+    return msgspec.structs.replace(artifact, model=proto.SerializeToString())
 
 
 def padded_convolution() -> Artifact:

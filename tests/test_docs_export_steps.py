@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.model.bundle import read
+
 pytestmark = pytest.mark.torch
 
 PAGE = (Path(__file__).parents[1] / "docs" / "export-steps.md").read_text()
 
 
-def test_the_program_on_the_page_runs_and_finds_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_on_the_page_runs_and_finds_what_the_page_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "export_steps"}
 
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
@@ -28,6 +33,7 @@ def test_the_program_on_the_page_runs_and_finds_what_the_page_says(capsys: pytes
         assert float(percent) == pytest.approx(100 * accuracy, abs=5), name
         if snr.endswith("dB"):
             assert float(snr.removesuffix(" dB")) == pytest.approx(snr_db, abs=6), name
+    assert set(names["small"].steps) <= set(read(Path("tones-0.1.0.edge")).manifest.provenance.steps)
 
 
 def test_every_step_of_the_first_table_exists_with_these_options() -> None:

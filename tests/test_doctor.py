@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 from broker import Broker, hold_port
 from bundles import means_manifest, write_means_bundle
@@ -80,7 +81,7 @@ def test_a_configuration_that_works_has_a_finding_for_each_thing_it_needs(broker
     assert [name for name in names if name != "board"] == [*MACHINE, *rest, *LIMITS]
     assert code == 0
     assert {found[name].status for name in [*rest, *LIMITS] if name not in ("disk", "mount")} == {"ok"}
-    assert "means@1.0.0 (float32), verified; golden error 0" in found["model.m"].found
+    assert found["model.m"].found.startswith("means@1.0.0 is proven here: p95 of one window ")
     assert found["pipeline.p"].found == "json with 2 channels, windows of 4, hop 4: fits means@1.0.0"
     assert broker.log.count("as edge-runtime-n1-doctor ") == 3
     assert "as edge-runtime-n1 " not in broker.log
@@ -134,6 +135,28 @@ def test_an_absent_bundle_an_absent_provider_and_a_pipeline_that_does_not_fit(tm
     assert found["model.m"].found == "means@1.0.0, verified; not run"
     assert found["pipeline.p"].found == "source has 3 channels, means@1.0.0 takes 2"
     assert "Is a directory" in absent["model.m"].found
+
+
+@pytest.mark.parametrize(
+    ("model", "bounds", "words"),
+    [
+        (hostile.memory_bomb(at_load=False), "memory_mb = 600", "needs more memory than gate.memory_mb = 600 allows"),
+        (hostile.endless_loop(), "cpu_s = 1", "used more than gate.cpu_s = 1 s of processor time"),
+    ],
+    ids=["memory bomb", "endless loop"],
+)
+def test_a_bundle_that_the_daemon_refuses_is_a_failure_within_the_same_bounds(
+    tmp_path: Path, model: bytes, bounds: str, words: str
+) -> None:
+    hostile.bundle_of(tmp_path / "m.edge", model)
+    path = config(tmp_path)
+    path.write_text(f"{path.read_text()}\n[gate]\n{bounds}\n")
+    _, found, _ = doctor(path)
+
+    assert found["model.m"].status == "fail"
+    assert found["model.m"].found.startswith(f"means@1.0.0: {words}")
+    assert f"edge-runtime bundle verify --config {path} {tmp_path}/m.edge" in found["model.m"].advice
+    assert found["pipeline.p"].status == "ok"
 
 
 def broker_findings(url: str, **settings: Any) -> dict[str, Finding]:

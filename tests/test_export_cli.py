@@ -161,6 +161,20 @@ def test_packing_refuses_a_float32_graph_that_does_not_give_what_torch_gives(out
     assert not (tmp_path / "wrong.edge").exists()
 
 
+def test_packing_refuses_golden_windows_that_a_constant_would_pass(outcome: Outcome, tmp_path: Path) -> None:
+    """Every validation window is the first one, and so is what torch says of it."""
+    validation, raw = outcome.splits.validation, outcome.reference["validation"]
+    same = msgspec.structs.replace(validation, inputs=np.repeat(validation.inputs[:1], len(raw), axis=0))
+    splits = msgspec.structs.replace(outcome.splits, validation=same)
+    reference = {**outcome.reference, "validation": np.repeat(raw[:1], len(raw), axis=0)}
+    constant = msgspec.structs.replace(outcome, chosen=outcome.measured[0], splits=splits, reference=reference)
+
+    with pytest.raises(pack.ExportError, match="8 golden windows prove nothing: their outputs spread over"):
+        pack.pack(tmp_path / "constant.edge", load(TONES), constant)
+
+    assert not (tmp_path / "constant.edge").exists()
+
+
 def test_the_table_has_a_line_for_each_variant_with_its_verdict(outcome: Outcome) -> None:
     lines = report.plain(report.rows(load(TONES), outcome)).splitlines()
 

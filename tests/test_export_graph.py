@@ -19,7 +19,7 @@ from export.artifact import Artifact, ancestors, outputs_of, parse
 from export.evaluate import snr_db
 from export.measure import Failure, Latency, Rounds
 from export.recipe import Recipe, Split, Splits, load
-from export.train import deterministic, torch_outputs
+from export.train import deterministic, torch_outputs, trained
 
 pytestmark = pytest.mark.torch
 
@@ -211,6 +211,29 @@ def test_the_softmax_step_gives_scores(float32: Artifact, splits: Splits) -> Non
     logits, scores = outputs_of(float32, inputs), outputs_of(to_onnx.with_scores(float32), inputs)
 
     np.testing.assert_allclose(scores, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_a_second_softmax_is_refused(float32: Artifact) -> None:
+    with pytest.raises(ExportError, match=r"float32: 'scores' is the output of a Softmax already, wanted logits"):
+        to_onnx.with_scores(to_onnx.with_scores(float32))
+
+
+@pytest.mark.parametrize(
+    ("several", "found"),
+    [(lambda y: {"logits": y}, "dict"), (lambda y: (y, y.softmax(dim=1)), "tuple"), (lambda _y: None, "NoneType")],
+)
+def test_a_network_that_returns_anything_but_a_tensor_is_refused(several, found: str) -> None:
+    model = Widths(lambda net, x: several(net.linear(x)))
+
+    with pytest.raises(ExportError, match=rf"^forward\(\) must return one tensor, found {found}$"):
+        to_onnx.export(model, np.ones((7, 8), np.float32), input_name="x", output_name="y")
+
+
+def test_a_recipe_whose_network_returns_a_dict_is_refused_by_its_path(recipe: Recipe, splits: Splits) -> None:
+    wrong = msgspec.structs.replace(recipe, build=lambda: Widths(lambda net, x: {"logits": net.linear(x[:, 0, :8])}))
+
+    with pytest.raises(ExportError, match=r"tones\.py: forward\(\) must return one tensor, found dict$"):
+        trained(wrong, splits, lambda _text: None)
 
 
 def test_latency_is_measured_in_pairs(float32: Artifact, int8: Artifact, splits: Splits) -> None:

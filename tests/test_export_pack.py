@@ -12,77 +12,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import means_model, running, running_model
-from click.testing import CliRunner, Result
+from bundles import means_model, running
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from strangers import classifier, cli, graph, means, pack, streaming
 
 from edge_runtime.errors import ExportError
 from edge_runtime.model import bundle
 from edge_runtime.model.session import Session, SessionSettings, load_onnxruntime
 from edge_runtime.records import InputSpec
-from export import adopt, contents, signature
+from export import contents, signature
 from export.cli import main
 from export.derive import PackSpec, derive
+from export.pack_onnx import load_windows, noise
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("EDGE_SHARED_DATA", ROOT.parent / "shared" / "data"))
 KEYWORDS = DATA / "mlperf_kws_dscnn_fp32.onnx"
 VOICE = importlib.util.find_spec("silero_vad")
 LIMIT = 1e-5
-
-
-def graph(
-    folder: Path,
-    nodes: list,
-    *,
-    x: list | None = None,
-    y: list | None = None,
-    x_type: int = TensorProto.FLOAT,
-    y_type: int = TensorProto.FLOAT,
-    constants: dict[str, np.ndarray] | None = None,
-    domains: tuple[str, ...] = (),
-) -> Path:
-    """A graph from x to y; by default (batch, 4, 2) to (batch, 2)."""
-    made = helper.make_graph(
-        nodes,
-        "stranger",
-        [helper.make_tensor_value_info("x", x_type, x or ["batch", 4, 2])],
-        [helper.make_tensor_value_info("y", y_type, y or ["batch", 2])],
-        initializer=[numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
-    )
-    opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    path = folder / "stranger.onnx"
-    path.write_bytes(helper.make_model(made, opset_imports=opsets, ir_version=10).SerializeToString())
-    return path
-
-
-def means(last: list, **options) -> tuple[list, dict]:
-    """Means over the samples as m, then the nodes given. Arguments for `graph`."""
-    return [helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0), *last], {
-        "constants": {"axes": np.array([1], np.int64), **options.pop("constants", {})},
-        **options,
-    }
-
-
-def classifier(folder: Path) -> Path:
-    nodes, options = means([helper.make_node("Softmax", ["m"], ["y"])])
-    return graph(folder, nodes, **options)
-
-
-def streaming(folder: Path) -> Path:
-    path = folder / "running.onnx"
-    path.write_bytes(running_model(length=4, channels=2))
-    return path
-
-
-def pack(model: Path, *, samples: Path | None = None, seed: int = 0, **spec) -> bundle.Bundle:
-    target = model.with_name("packed.edge")
-    adopt.adopt(model, PackSpec(**{"layout": "NTC", **spec}), target=target, samples=samples, seed=seed)
-    return bundle.read(target)
-
-
-def cli(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["pack", *map(str, arguments)])
 
 
 def test_a_classifier_is_packed_from_nothing_but_its_graph(tmp_path: Path) -> None:
@@ -105,7 +53,8 @@ def test_the_card_says_where_the_file_came_from_and_that_nothing_was_measured(tm
     card = pack(model, name="mine", version="2.0.1", seed=5).card
 
     assert card.startswith("# mine 2.0.1\n")
-    assert f"`stranger.onnx` (sha256 `{hashlib.sha256(model.read_bytes()).hexdigest()}`)" in card
+    assert "Packed from `stranger.onnx`." in card
+    assert f"packed from stranger.onnx, sha256 {hashlib.sha256(model.read_bytes()).hexdigest()}" in card
     assert "accuracy was not measured" in card
     assert "Inputs: noise, seed 5." in card
     assert str(tmp_path) not in card
@@ -235,7 +184,7 @@ def test_samples_of_another_form_are_refused(tmp_path: Path, array: np.ndarray, 
     np.save(tmp_path / "s.npy", array, allow_pickle=True)
 
     with pytest.raises(ExportError) as error:
-        adopt.load_windows(tmp_path / "s.npy", InputSpec("x", ("a", "b"), ("1", "1"), 4, 4))
+        load_windows(tmp_path / "s.npy", InputSpec("x", ("a", "b"), ("1", "1"), 4, 4))
 
     assert fact in str(error.value)
 
@@ -352,10 +301,18 @@ LAST = {
     "labels": ([helper.make_node("Softmax", ["m"], ["y"])], {"labels": ("a", "b", "c")}, "told 3: a, b, c"),
     "one column": ([helper.make_node("Softmax", ["m"], ["y"])], {"output_kind": "probability"}, r"are \(batch, 1\)"),
     "not finite": ([helper.make_node("Log", ["m"], ["y"])], {"output_kind": "logits"}, "holds NaN"),
-    "labels repeat": ([helper.make_node("Softmax", ["m"], ["y"])], {"labels": ("a", "a")}, "labels repeat"),
+    "labels repeat": (
+        [helper.make_node("Softmax", ["m"], ["y"])],
+        {"labels": ("a", "a")},
+        "a name is empty or repeats",
+    ),
     "version": ([helper.make_node("Softmax", ["m"], ["y"])], {"version": "1"}, "wanted 1.2.3"),
     "across the batch": (
-        [helper.make_node("ReduceMean", ["m", "first"], ["r"]), helper.make_node("Sub", ["m", "r"], ["y"])],
+        [
+            helper.make_node("ReduceMean", ["m", "first"], ["r"]),
+            helper.make_node("Mul", ["r", "nine"], ["n"]),
+            helper.make_node("Sub", ["m", "n"], ["y"]),
+        ],
         {"output_kind": "logits"},
         "golden vectors: outputs differ",
     ),
@@ -382,7 +339,7 @@ def test_a_graph_that_onnxruntime_refuses_is_one_line(tmp_path: Path) -> None:
         [helper.make_node("MatMul", ["m", "w"], ["y"])], constants={"w": np.ones((3, 2), np.float32)}
     )
 
-    done = cli(graph(tmp_path, nodes, **options), "--layout", "NTC")
+    done = cli(graph(tmp_path, nodes, **options), "--layout", "NTC", "--labels", "a,b")
 
     assert done.exit_code == 1
     assert "ONNX Runtime refuses the model" in done.stderr
@@ -404,7 +361,7 @@ def external(folder: Path, location: str) -> Path:
 
 
 def test_weights_in_a_file_beside_the_model_are_taken_in(tmp_path: Path) -> None:
-    made = pack(external(tmp_path, "weights"))
+    made = pack(external(tmp_path, "weights"), output_kind="logits")
 
     assert not any(t.external_data for t in onnx.load_from_string(made.model).graph.initializer)
     np.testing.assert_allclose(made.golden.outputs, made.golden.inputs.mean(axis=1), atol=1e-6)
@@ -441,18 +398,38 @@ def test_an_int8_graph_says_so_and_gets_a_wider_tolerance(tmp_path: Path) -> Non
     assert made.manifest.tolerances["default"].absolute >= 2 * largest / 255 > contents.FLOAT32_TOLERANCE
 
 
-def test_a_linear_last_layer_gives_logits_and_a_reconstruction_needs_a_threshold(tmp_path: Path) -> None:
+def test_a_linear_last_layer_gives_logits_only_where_labels_are_told(tmp_path: Path) -> None:
     nodes, options = means(
         [helper.make_node("MatMul", ["m", "w"], ["y"])], constants={"w": np.eye(2, dtype=np.float32)}
     )
-    logits = derive(signature.read(graph(tmp_path, nodes, **options)), PackSpec(layout="NTC"))
+    linear = signature.read(graph(tmp_path, nodes, **options))
+
+    with pytest.raises(ExportError, match=r"  add: --layout NTC --output-kind KIND$"):
+        derive(linear, PackSpec())
+    assert derive(linear, PackSpec(layout="NTC", labels=("a", "b"))).kind == "logits"
+
+
+def test_a_dense_autoencoder_is_a_reconstruction_and_asks_for_its_threshold(tmp_path: Path) -> None:
+    dense = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = {"w": 0.5 * np.eye(8, dtype=np.float32)}
+    model = signature.read(graph(tmp_path, [dense], x=["n", 8], y=["n", 8], constants=weight))
+
+    with pytest.raises(ExportError, match=r"  add: --threshold ERROR$"):
+        derive(model, PackSpec())
+    assert derive(model, PackSpec(threshold=1.0)).kind == "reconstruction"
+    assert derive(model, PackSpec(labels=tuple("abcdefgh"))).kind == "logits"
+
+
+def test_a_threshold_for_scores_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"--threshold 0\.5: output y is scores, which has none"):
+        pack(classifier(tmp_path), threshold=0.5)
+
+
+def test_a_reconstruction_is_judged_by_its_error(tmp_path: Path) -> None:
     echo = graph(
         tmp_path, [helper.make_node("Mul", ["x", "h"], ["y"])], y=["batch", 4, 2], constants={"h": np.float32([0.5])}
     )
 
-    assert logits.kind == "logits"
-    with pytest.raises(ExportError, match="--threshold ERROR"):
-        derive(signature.read(echo), PackSpec(layout="NTC"))
     made = pack(echo, threshold=0.5)
     session = Session(made, SessionSettings())
     windows = made.golden.inputs
@@ -465,7 +442,7 @@ def test_the_same_file_gives_the_same_bundle_to_the_byte(tmp_path: Path) -> None
     model = classifier(tmp_path)
 
     assert pack(model).digest == pack(model).digest
-    assert not np.array_equal(*(adopt.noise(InputSpec("x", ("a",), ("1",), 4, 4), seed=seed) for seed in (0, 1)))
+    assert not np.array_equal(*(noise(InputSpec("x", ("a",), ("1",), 4, 4), seed=seed) for seed in (0, 1)))
 
 
 @pytest.mark.parametrize(
@@ -483,10 +460,10 @@ def test_a_model_with_a_fixed_batch_of_one_is_packed_too(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not KEYWORDS.is_file(), reason=f"{KEYWORDS.name} not present beside the checkout (../shared/data)")
-def test_the_keyword_spotter_of_mlperf_is_packed_without_a_flag(tmp_path: Path) -> None:
+def test_the_keyword_spotter_of_mlperf_needs_only_the_kind_of_its_output(tmp_path: Path) -> None:
     target = tmp_path / "kws.edge"
 
-    done = cli(KEYWORDS, "-o", target)
+    done = cli(KEYWORDS, "-o", target, "--output-kind", "logits")
 
     assert done.exit_code == 0, done.stderr
     made = bundle.read(target)

@@ -140,7 +140,7 @@ def test_the_callers_own_fine_tuning_gets_the_pruned_network_ready_to_train(floa
         ),
         (
             "gru",
-            r"layers: 1 GRU \(38784 parameters\), 1 Linear \(325 parameters\)\. torch-pruning skips recurrent layers",
+            r"layers: 1 GRU \(38784 parameters\), 1 Linear \(325 parameters\)\. The last, 'head', is never pruned",
         ),
         ("lstm", r"cannot prune this network \(AssertionError: without a message\); its layers: 1 LSTM \(51712 param"),
         ("narrow convolutions", r"removed nothing: 637 parameters .* layers: 2 Conv1d .* too narrow for the multiple"),
@@ -151,6 +151,45 @@ def test_a_network_that_pruning_leaves_as_it_was_is_refused(name: str, told: str
 
     with pytest.raises(ExportError, match=told):
         prune.structured(splits_of(name), epochs=1)(artifact)
+
+
+class Scaled(nn.Module):
+    """A parameter of the network's own around its layers, and a front-end that could be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.front_end = nn.Conv1d(2, 16, 3)
+        self.body = nn.Conv1d(16, 32, 5, 4)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.head(torch.relu(self.body(self.front_end(x))).mean(dim=2))
+
+
+@pytest.fixture(scope="module")
+def scaled(splits: Splits) -> Artifact:
+    with deterministic(7):
+        return to_onnx.export(Scaled(), splits.train.inputs, input_name="x", output_name="logits")
+
+
+def test_a_network_with_a_parameter_of_its_own_is_pruned_and_its_front_end_is_not_trained(
+    scaled: Artifact, splits: Splits
+) -> None:
+    done = prune.structured(splits, epochs=1, seed=7)(scaled)
+
+    assert isinstance(scaled.module, Scaled)
+    assert isinstance(done.module, Scaled)
+    assert tuple(done.module.body.weight.shape) == (16, 16, 5)
+    assert torch.equal(done.module.front_end.weight, scaled.module.front_end.weight)
+    assert not torch.equal(done.module.head.bias, scaled.module.head.bias)
+
+
+def test_pruning_that_removes_nothing_names_the_layer_it_never_prunes(scaled: Artifact, splits: Splits) -> None:
+    with pytest.raises(
+        ExportError, match=r"removed nothing: .* The last, 'head', is never pruned; torch-pruning skips"
+    ):
+        prune.structured(splits, round_to=32)(scaled)
 
 
 def test_pruning_wants_an_artifact_that_still_has_its_torch_network(float32: Artifact, splits: Splits) -> None:

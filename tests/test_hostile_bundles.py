@@ -23,6 +23,8 @@ from edge_runtime.model.bundle import read
 from edge_runtime.model.gate import CHECKS, GateReport, GateSettings, gate
 from edge_runtime.model.manifest import Budgets, OutputSpec
 
+TOO_MUCH = "needs more memory than gate.memory_mb = 600 allows; raise it if that is meant: "
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -48,13 +50,13 @@ def sentence(report: GateReport, check: str) -> str:
 def test_a_memory_bomb_at_load_is_refused(path: Path) -> None:
     hostile.bundle_of(path, hostile.memory_bomb(at_load=True))
 
-    assert refused(path, "session", memory_mb=600) == "needs more memory than gate.memory_mb = 600 allows"
+    assert refused(path, "session", memory_mb=600).startswith(TOO_MUCH)
 
 
 def test_a_memory_bomb_at_run_is_refused(path: Path) -> None:
     hostile.bundle_of(path, hostile.memory_bomb(at_load=False))
 
-    assert refused(path, "session", memory_mb=600) == "needs more memory than gate.memory_mb = 600 allows"
+    assert refused(path, "session", memory_mb=600).startswith(TOO_MUCH)
 
 
 def test_an_endless_loop_is_ended_by_its_processor_time(path: Path) -> None:
@@ -252,8 +254,7 @@ def test_a_file_that_is_not_what_a_bundle_is_made_of_is_refused(path: Path, spoi
 def test_a_named_pipe_and_a_folder_are_no_bundles(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.edge")
     for name, words in (("pipe.edge", "not a regular file"), (".", "cannot be read: Is a directory")):
-        with pytest.raises(BundleError, match=words):
-            gate(tmp_path / name)
+        assert words in refused(tmp_path / name, "file")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_a_named_pipe_and_a_folder_are_no_bundles(tmp_path: Path) -> None:
             "manifest says tensor(float) ('batch', 5, 2)",
         ),
         ({"output": OutputSpec("z", "scores")}, "graph outputs are ['y'], manifest says 'z'"),
-        ({"labels": ("a", "b", "c")}, "model returns 2 scores for 3 labels"),
+        ({"labels": ("a", "b", "c")}, "model returns (2,) a window, wanted (3,): scores of 3 labels"),
     ],
     ids=["input shape", "output", "labels"],
 )
@@ -305,7 +306,7 @@ def test_a_model_slower_than_its_budget_is_refused(path: Path) -> None:
 
     words = refused(path, "latency")
     assert words.startswith("p95 of one window is ")
-    assert words.endswith(" ms here, allowed 1e-06 ms")
+    assert words.endswith(" ms here, allowed 1e-06 ms, the bundle's budget, unless gate.p95_ms says otherwise")
     assert gate(path, GateSettings(p95_ms=10_000.0)).ok
 
 

@@ -1,19 +1,21 @@
-"""What `runtime.examine` runs in a process of its own, because it may die: import ONNX Runtime, run a model.
+"""What `runtime.attempt` runs in a process of its own, because it may die: import ONNX Runtime, run a model of ours.
 
-    python -m edge_runtime.device.ort_child [BUNDLE PROVIDER THREADS MAX_BATCH]
+    python -m edge_runtime.device.ort_child FD PARENT [BUNDLE]
 
-Prints a step as one line of JSON after each that went well: Imported, Ran, or Failed.
+Writes a step to FD as one line of JSON after each that went well: Imported, Ran, or Failed.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edge_runtime.errors import EdgeRuntimeError
+from edge_runtime.model import child
 from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session, SessionSettings, load_onnxruntime
 
@@ -26,13 +28,10 @@ class Imported(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ran(msgspec.Struct, frozen=True, tag=True):
-    """A model was proven on its golden vectors. infer_ms: one window. golden_error: largest deviation."""
+    """A model ran its golden vectors. golden_error: largest deviation."""
 
     model: str
-    precision: str
-    provider: str
     golden_error: float
-    infer_ms: float
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -42,24 +41,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Step = Imported | Ran | Failed
 
 
-def main(arguments: list[str]) -> None:
+def main(bundles: Sequence[str], tell: Callable[[Step], None]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         ort = load_onnxruntime()
-        _say(Imported(ort.__version__, ort.get_available_providers()))
-        if arguments:
-            bundle, provider, threads, max_batch = arguments
-            session = Session(read(Path(bundle)), SessionSettings(provider, int(threads), int(max_batch)))
-            precision, infer_ms = session.manifest.precision, session.infer_ns / 1e6
-            _say(Ran(session.model_id, precision, provider, session.golden_error, infer_ms))
+        tell(Imported(ort.__version__, ort.get_available_providers()))
+        for bundle in bundles:
+            session = Session(read(Path(bundle)), SessionSettings())
+            tell(Ran(session.model_id, session.golden_error))
     except EdgeRuntimeError as error:
-        _say(Failed(str(error)))
-
-
-def _say(step: Step) -> None:
-    sys.stdout.write(msgspec.json.encode(step).decode() + "\n")
-    sys.stdout.flush()
+        tell(Failed(child.printable(str(error))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    tell, arguments = child.begin(sys.argv)
+    main(arguments, tell)

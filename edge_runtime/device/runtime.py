@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from edge_runtime.device.ort_child import Failed, Imported, Ran, Step
 from edge_runtime.findings import Finding, fail, ok, warn
-from edge_runtime.model.session import SessionSettings
+from edge_runtime.model import child
 
-CHILD = (sys.executable, "-m", "edge_runtime.device.ort_child")
+CHILD = ("-m", "edge_runtime.device.ort_child")
 CHILD_S = 120.0
 NOT_STARTED = "could not be started"
 MODULE = "onnxruntime/__init__.py"
-STDERR_CHARACTERS = 300
 INSTALL = "pip install 'edge-runtime[cpu]' (or [gpu] on a machine with an NVIDIA GPU, not both)"
 OTHER_VERSION = "install another version of onnxruntime, newer or older, and run doctor again"
 MEMORY_ADVICE = "the kernel ended it, most likely for want of memory (see dmesg): free some, or use a smaller model"
@@ -38,53 +35,31 @@ class Tried(msgspec.Struct, frozen=True):
     ended: str = ""
 
 
-def attempt(
-    bundle: Path | None = None,
-    settings: SessionSettings = SessionSettings(),  # noqa: B008  immutable
-    *,
-    command: Sequence[str] = CHILD,
-    timeout_s: float = CHILD_S,
-) -> Tried:
-    """Import ONNX Runtime in a child process, and run a bundle's golden vectors there when one is given."""
-    arguments = [] if bundle is None else [str(bundle), settings.provider]
-    arguments += [] if bundle is None else [str(settings.intra_op_threads), str(settings.max_batch)]
+def attempt(bundle: Path | None = None, *, timeout_s: float = CHILD_S) -> Tried:
+    """Import ONNX Runtime in a child process, and run the golden vectors there of a bundle that is known to be good."""
+    arguments = [] if bundle is None else [str(bundle.absolute())]
     try:
-        done = subprocess.run([*command, *arguments], capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
-        return _tried(error.stdout or b"", f"did not end within {timeout_s:g} s")
+        ended = child.run(CHILD, *arguments, timeout_s=timeout_s)
     except OSError as error:
         return Tried(ended=f"{NOT_STARTED}: {error.strerror}")
-    return _tried(done.stdout, _ending(done.returncode, done.stderr))
-
-
-def _tried(stdout: bytes, ended: str) -> Tried:
-    """What others print between the steps is passed over."""
-    tried = Tried(ended=ended)
-    for line in stdout.splitlines():
-        try:
-            step = msgspec.json.decode(line, type=Step)
-        except msgspec.DecodeError:
-            continue
-        match step:
-            case Imported():
-                tried = msgspec.structs.replace(tried, imported=step)
-            case Ran():
-                tried = msgspec.structs.replace(tried, ran=step)
-            case Failed():
-                tried = msgspec.structs.replace(tried, error=step.error)
+    tried = Tried(ended=_ending(ended, timeout_s))
+    for line in ended.report.splitlines():
+        match msgspec.json.decode(line, type=Step):
+            case Imported() as imported:
+                tried = msgspec.structs.replace(tried, imported=imported)
+            case Ran() as ran:
+                tried = msgspec.structs.replace(tried, ran=ran)
+            case Failed() as failed:
+                tried = msgspec.structs.replace(tried, error=failed.error)
     return tried
 
 
-def _ending(code: int, stderr: bytes) -> str:
-    if code == 0:
-        return ""
-    if code < 0:
-        try:
-            return f"died with {signal.Signals(-code).name}"
-        except ValueError:
-            return f"died with signal {-code}"
-    last = (stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-    return f"ended with code {code}: {last[:STDERR_CHARACTERS]}"
+def _ending(ended: child.Ended, timeout_s: float) -> str:
+    if ended.timed_out:
+        return f"did not end within {timeout_s:g} s"
+    if ended.signal_name:
+        return f"died with {ended.signal_name}"
+    return f"ended with code {ended.code}: {ended.last_line or 'no message'}" if ended.code else ""
 
 
 def installed(path: Iterable[str] | None = None) -> dict[str, str]:

@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal
 
 import msgspec
 
 import edge_runtime
 from edge_runtime.errors import BundleError
+from edge_runtime.model import child, kept
 from edge_runtime.model.bundle import Bundle, parse, read_bytes
 from edge_runtime.model.session import SessionSettings, load_onnxruntime
 
 log = logging.getLogger(__name__)
 
 CHILD = ("-m", "edge_runtime.model.proof")
-OUTPUT_BYTES = 64 * 1024
-"""What the child may print; its report has 2 kB."""
-INHERITED = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-"""The only variables of our environment that the child sees: where an accelerator's libraries lie, and which it is."""
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Failed to allocate", "Unable to allocate", "annot allocate memory")
+STATIC_TLS = "static TLS block"
+"""A library that was loaded too late says that it cannot allocate memory in it: no other bound helps."""
 
 CheckName = Literal["file", "members", "policy", "session", "finite", "latency", "memory"]
 CHECKS: tuple[CheckName, ...] = ("file", "members", "policy", "session", "finite", "latency", "memory")
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,10 +39,10 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads. timeout_s: by the clock. p95_ms: of one window, None for the bundle's own budget.
     """
 
-    memory_mb: Annotated[float, msgspec.Meta(ge=256)] = 1200.0
-    cpu_s: Annotated[int, msgspec.Meta(ge=1)] = 30
-    timeout_s: Positive = 60.0
-    p95_ms: Positive | None = None
+    memory_mb: Annotated[float, msgspec.Meta(ge=256, le=1_000_000)] = 1200.0
+    cpu_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    p95_ms: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] | None = None
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,16 +65,15 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One line the child prints: a check that is done, or at last the proof."""
+    """One line of the child's report: a check that is done, or at last the proof."""
 
     check: Check | None = None
     proof: Proof | None = None
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the child is asked to prove. path: absolute. digest: the sha256 it must have."""
+    """What the child is asked to prove of a file. digest: the sha256 it must have."""
 
-    path: str
     digest: str
     session: SessionSettings
     settings: GateSettings
@@ -90,7 +82,8 @@ class Order(msgspec.Struct, frozen=True):
 class GateReport(msgspec.Struct, frozen=True):
     """reason: one sentence saying what was found and what was allowed, "" when ok. digest: sha256 of the bundle.
 
-    model, onnxruntime, p95_ms, peak_rss_mb stay empty when the bundle was refused before they were known.
+    digest, model, onnxruntime, p95_ms, peak_rss_mb stay empty when the bundle was refused before they were known.
+    Every text is safe to print, whatever the bundle made the child say.
     """
 
     ok: bool
@@ -99,20 +92,12 @@ class GateReport(msgspec.Struct, frozen=True):
     model: str
     edge_runtime: str
     onnxruntime: str
-    provider: str
+    session: SessionSettings
     settings: GateSettings
     checks: tuple[Check, ...]
     p95_ms: float | None
     peak_rss_mb: float | None
     reason: str
-
-
-class _Ended(NamedTuple):
-    """How the child ended. code: exit status, or minus the signal. output: at most one byte above the limit."""
-
-    code: int
-    output: bytes
-    timed_out: bool
 
 
 def proven(path: Path, settings: GateSettings, *, session: SessionSettings, state_dir: Path) -> Bundle:
@@ -121,25 +106,17 @@ def proven(path: Path, settings: GateSettings, *, session: SessionSettings, stat
     Raises BundleError with the reason when it is refused, DependencyError.
     """
     raw = read_bytes(path)
-    wanted = GateReport(
-        ok=True,
-        bundle=str(path),
-        digest=hashlib.sha256(raw).hexdigest(),
-        model="",
-        edge_runtime=edge_runtime.__version__,
-        onnxruntime=str(load_onnxruntime().__version__),
-        provider=session.provider,
-        settings=settings,
-        checks=(),
-        p95_ms=None,
-        peak_rss_mb=None,
-        reason="",
-    )
-    name = f"{wanted.digest[:32]}-{wanted.edge_runtime}-{wanted.onnxruntime}-{wanted.provider}.json"
-    kept = state_dir / "gate" / name
-    if not _is_kept(kept, wanted):
-        report = gate(path, settings, session=session, digest=wanted.digest)
-        _keep(kept, report)
+    digest = hashlib.sha256(raw).hexdigest()
+    versions = (edge_runtime.__version__, str(load_onnxruntime().__version__))
+    ran_as = hashlib.sha256(msgspec.json.encode((versions, session))).hexdigest()
+    place = state_dir / "gate" / f"{digest[:32]}-{ran_as[:16]}.json"
+    found = _kept_report(place)
+    if found is None or (
+        (found.ok, found.digest, found.edge_runtime, found.onnxruntime, found.session, found.settings)
+        != (True, digest, *versions, session, settings)
+    ):
+        report = gate(path, settings, session=session, digest=digest)
+        _keep(place, report)
         if not report.ok:
             raise BundleError(str(path), report.reason)
         log.info(
@@ -156,29 +133,32 @@ def gate(
     session: SessionSettings = SessionSettings(),  # noqa: B008  immutable
     digest: str = "",
 ) -> GateReport:
-    """Prove a bundle in a child process. digest: the sha256 it must have; by default what the file has now.
-
-    Raises BundleError when no child can be started, or the file cannot be read.
-    """
-    digest = digest or hashlib.sha256(read_bytes(path)).hexdigest()
-    order = Order(str(path.resolve()), digest, session, settings)
+    """Prove a bundle in a child process. digest: the sha256 it must have; by default what the file has now."""
+    checks: list[Check] = []
+    proof = None
     try:
-        ended = _run_child(order)
+        digest = digest or hashlib.sha256(read_bytes(path)).hexdigest()
+        order = Order(digest, session, settings)
+        arguments = str(path.absolute()), msgspec.json.encode(order).decode()
+        ended = child.run(CHILD, *arguments, timeout_s=settings.timeout_s)
+    except BundleError as error:
+        failed: Check | None = Check("file", ok=False, detail=child.printable(error.fact), ms=0.0)
     except OSError as error:
-        raise BundleError(str(path), f"cannot be proven, no process for it: {error}") from error
-    checks, proof = _read_lines(ended.output)
-    failed = _failure(ended, checks, proof, order)
+        failed = Check("file", ok=False, detail=f"cannot be proven, no process for it: {error.strerror}", ms=0.0)
+    else:
+        checks, proof = _read_lines(ended.report)
+        failed = _failure(ended, checks, proof, order)
     if failed is not None:
         proof = None
         checks += [] if failed in checks else [failed]
     return GateReport(
         ok=failed is None,
-        bundle=str(path),
+        bundle=child.printable(str(path)),
         digest=digest,
         model=proof.model if proof else "",
         edge_runtime=edge_runtime.__version__,
         onnxruntime=proof.onnxruntime if proof else "",
-        provider=session.provider,
+        session=session,
         settings=settings,
         checks=tuple(checks),
         p95_ms=proof.p95_ms if proof else None,
@@ -187,7 +167,7 @@ def gate(
     )
 
 
-def _failure(ended: _Ended, checks: list[Check], proof: Proof | None, order: Order) -> Check | None:
+def _failure(ended: child.Ended, checks: list[Check], proof: Proof | None, order: Order) -> Check | None:
     """The check that was not ok or that the child did not survive; None when all of them and the proof are there."""
     if checks and not checks[-1].ok:
         return checks[-1]
@@ -197,112 +177,58 @@ def _failure(ended: _Ended, checks: list[Check], proof: Proof | None, order: Ord
     return Check(died_in, ok=False, detail=_death(ended, order.settings), ms=0.0)
 
 
-def too_much_memory(settings: GateSettings) -> str:
-    return f"needs more memory than gate.memory_mb = {settings.memory_mb:g} allows"
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error's text says that there was no more memory."""
+    return STATIC_TLS not in text and any(words in text for words in OUT_OF_MEMORY)
 
 
-def _run_child(order: Order) -> _Ended:
-    """Start it in an empty folder, in a session of its own; nothing of it is left afterwards. Raises OSError."""
-    timed_out = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="edge-runtime-gate-", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-B", *CHILD, msgspec.json.encode(order).decode()],
-            cwd=folder,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-        def end() -> None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-        def end_late() -> None:
-            timed_out.set()
-            end()
-
-        timer = threading.Timer(order.settings.timeout_s, end_late)
-        timer.start()
-        try:
-            with cast("IO[bytes]", process.stdout) as pipe:
-                output = pipe.read(OUTPUT_BYTES + 1)
-        finally:
-            timer.cancel()
-            timer.join()
-            end()  # before it is waited for: until then the number is its own
-            code = process.wait()
-    return _Ended(code, output, timed_out.is_set())
+def too_much_memory(settings: GateSettings, words: str) -> str:
+    """words: what is known of the need."""
+    return f"needs more memory than gate.memory_mb = {settings.memory_mb:g} allows; raise it if that is meant: {words}"
 
 
-def _environment(folder: str) -> dict[str, str]:
-    """Few threads keep the address space small; the modules are those that we ourselves import."""
-    own = {name: os.environ[name] for name in INHERITED if name in os.environ}  # noqa: TID251  handed on, not read
-    modules = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return {
-        **own,
-        "HOME": folder,
-        "LC_ALL": "C.UTF-8",
-        "MALLOC_ARENA_MAX": "2",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": modules,
-    }
-
-
-def _read_lines(output: bytes) -> tuple[list[Check], Proof | None]:
-    """What the child reported, in order; anything else it printed is passed over."""
+def _read_lines(report: bytes) -> tuple[list[Check], Proof | None]:
+    """What the child reported, in order, its texts made safe; what is not a line of a report is passed over."""
     checks: list[Check] = []
     proof = None
-    for raw in output[:OUTPUT_BYTES].splitlines():
+    for raw in report[: child.REPORT_BYTES].splitlines():
         with suppress(msgspec.DecodeError, RecursionError):
             line = msgspec.json.decode(raw, type=Line)
-            checks += [line.check] if line.check else []
-            proof = line.proof or proof
+            if line.check:
+                checks.append(msgspec.structs.replace(line.check, detail=child.printable(line.check.detail)))
+            if line.proof:
+                model, version = child.printable(line.proof.model), child.printable(line.proof.onnxruntime)
+                proof = msgspec.structs.replace(line.proof, model=model, onnxruntime=version)
     return checks, proof
 
 
-def _death(ended: _Ended, settings: GateSettings) -> str:
+def _death(ended: child.Ended, settings: GateSettings) -> str:
     """One sentence on a child that ended without its report."""
     if ended.timed_out:
         return f"not finished after gate.timeout_s = {settings.timeout_s:g} s"
-    if len(ended.output) > OUTPUT_BYTES:
-        return f"printed more than {OUTPUT_BYTES} bytes"
+    if len(ended.report) > child.REPORT_BYTES:
+        return f"reported more than {child.REPORT_BYTES} bytes"
     if ended.code == -signal.SIGXCPU:
         return f"used more than gate.cpu_s = {settings.cpu_s} s of processor time"
-    last = (ended.output.decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1][:200]
-    if any(words in last for words in OUT_OF_MEMORY):
-        return too_much_memory(settings)
-    if ended.code < 0:
-        return f"ended the process that loaded it by {_signal_name(-ended.code)}, wanted an answer: {last!a}"
-    return f"the process that loaded it ended with status {ended.code} and no report: {last!a}"
+    last = ended.last_line or "it printed nothing"
+    if is_out_of_memory(last):
+        return too_much_memory(settings, f"its process died: {last}")
+    if ended.signal_name:
+        return f"ended the process that loaded it by {ended.signal_name}, wanted an answer: {last!r}"
+    return f"the process that loaded it ended with status {ended.code} and no report: {last!r}"
 
 
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
-
-
-def _is_kept(path: Path, wanted: GateReport) -> bool:
-    """Whether a report lies there that says the same was proven by the same versions within the same bounds."""
+def _kept_report(path: Path) -> GateReport | None:
+    raw = kept.read(path)
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=GateReport)
-    except (OSError, msgspec.DecodeError):
-        return False
-    keys = ("ok", "digest", "edge_runtime", "onnxruntime", "provider", "settings")
-    return all(getattr(found, key) == getattr(wanted, key) for key in keys)
+        return None if raw is None else msgspec.json.decode(raw, type=GateReport)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _keep(path: Path, report: GateReport) -> None:
     """Write the report where it is looked for next time; a warning when that cannot be done."""
-    partial = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        kept.write(path, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     except OSError as error:
         log.warning("gate_report_not_kept", extra={"path": str(path), "reason": error.strerror or str(error)})

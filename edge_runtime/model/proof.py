@@ -1,8 +1,8 @@
 """What the gate runs in a process of its own, because it may die: every check of one bundle, in order.
 
-    python -m edge_runtime.model.proof ORDER
+    python -m edge_runtime.model.proof FD PARENT BUNDLE ORDER
 
-Prints a line of JSON after each check and at last the proof; stops at the first check that is not ok.
+Writes a line of JSON to FD after each check and at last the proof; stops at the first check that is not ok.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import BundleError, EdgeRuntimeError
+from edge_runtime.errors import BundleError, DependencyError, EdgeRuntimeError
+from edge_runtime.model import child
 from edge_runtime.model.bundle import Bundle, parse, read_bytes
-from edge_runtime.model.gate import OUT_OF_MEMORY, Check, CheckName, GateSettings, Line, Order, Proof, too_much_memory
+from edge_runtime.model.gate import (
+    Check,
+    CheckName,
+    GateSettings,
+    Line,
+    Order,
+    Proof,
+    is_out_of_memory,
+    too_much_memory,
+)
 from edge_runtime.model.policy import judge
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.records import Floats
@@ -45,11 +55,11 @@ class _Refused(Exception):  # noqa: N818  it ends the proof, the report is alrea
     """A check was not ok."""
 
 
-def main(order: Order, tell: Callable[[Line], None]) -> None:
+def main(path: Path, order: Order, tell: Callable[[Line], None]) -> None:
     """Limit this process, then prove the bundle; each check is told when it is done."""
     limit(order)
     steps = _Steps(order.settings, tell)
-    bundle = _take_bundle(steps, order)
+    bundle = _take_bundle(steps, path, order)
     steps.take("policy", lambda: _check_policy(bundle))
     session = steps.take("session", lambda: _check_session(bundle, order))
     steps.take("finite", lambda: _check_finite(bundle, session))
@@ -60,7 +70,7 @@ def main(order: Order, tell: Callable[[Line], None]) -> None:
 
 
 def limit(order: Order) -> None:
-    """Bounds that this process cannot lift again: memory, processor time, files, and a clock should the parent die."""
+    """Bounds that this process cannot lift again: memory, processor time, files, and a clock of its own."""
     settings = order.settings
     memory = int(settings.memory_mb * 1e6)
     # A GPU driver reserves far more addresses than it uses.
@@ -103,16 +113,16 @@ class _Steps:
 
     def _sentence(self, error: Exception) -> str:
         text = error.fact if isinstance(error, BundleError) else str(error)
-        if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-            return too_much_memory(self._settings)
-        words = " ".join(text.split())[:SENTENCE_CHARACTERS]
-        shown = "".join(character if character.isprintable() else "?" for character in words)
-        return shown if isinstance(error, EdgeRuntimeError) else f"cannot be judged, {type(error).__name__}: {shown}"
+        words = child.printable(" ".join(text.split())[:SENTENCE_CHARACTERS])
+        if isinstance(error, DependencyError):
+            return words
+        if isinstance(error, MemoryError) or is_out_of_memory(text):
+            return too_much_memory(self._settings, words or type(error).__name__)
+        return words if isinstance(error, EdgeRuntimeError) else f"cannot be judged, {type(error).__name__}: {words}"
 
 
-def _take_bundle(steps: _Steps, order: Order) -> Bundle:
+def _take_bundle(steps: _Steps, path: Path, order: Order) -> Bundle:
     """Apart, so that the file's bytes, which may be many, are let go before the model is loaded."""
-    path = Path(order.path)
     raw = steps.take("file", lambda: _check_file(path, order.digest))
     return steps.take("members", lambda: _check_members(path, raw))
 
@@ -159,6 +169,7 @@ def _check_finite(bundle: Bundle, session: Session) -> Found[None]:
 
 def _check_latency(bundle: Bundle, session: Session, settings: GateSettings) -> Found[float]:
     allowed_ms = settings.p95_ms or bundle.manifest.budgets.p95_ms or math.inf
+    bound = "as gate.p95_ms says" if settings.p95_ms else "the bundle's budget, unless gate.p95_ms says otherwise"
     one = np.ascontiguousarray(bundle.golden.inputs[:1])
     best_ms = math.inf
     for _ in range(LATENCY_ROUNDS):
@@ -166,7 +177,8 @@ def _check_latency(bundle: Bundle, session: Session, settings: GateSettings) -> 
         if best_ms <= allowed_ms:
             break
     else:
-        raise BundleError(bundle.path, f"p95 of one window is {best_ms:.3g} ms here, allowed {allowed_ms:.3g} ms")
+        found = f"p95 of one window is {best_ms:.3g} ms here, allowed {allowed_ms:.3g} ms, {bound}"
+        raise BundleError(bundle.path, found)
     return best_ms, f"p95 of one window is {best_ms:.3g} ms" + (
         f", allowed {allowed_ms:.3g} ms" if math.isfinite(allowed_ms) else ", no budget"
     )
@@ -187,18 +199,14 @@ def _p95_ms(session: Session, one: Floats) -> float:
 def _check_memory(bundle: Bundle, settings: GateSettings) -> Found[float]:
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if peak_mb > settings.memory_mb:
-        raise BundleError(bundle.path, too_much_memory(settings))
+        raise BundleError(bundle.path, too_much_memory(settings, f"peak {peak_mb:.0f} MB resident"))
     return peak_mb, f"peak resident memory {peak_mb:.0f} MB, allowed {settings.memory_mb:g} MB"
 
 
-def _print_line(line: Line) -> None:
-    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(line) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 if __name__ == "__main__":
+    tell, (bundle_path, wanted) = child.begin(sys.argv)
     try:
-        main(msgspec.json.decode(sys.argv[1], type=Order), _print_line)
+        main(Path(bundle_path), msgspec.json.decode(wanted, type=Order), tell)
     except _Refused:
         os._exit(1)
     os._exit(0)  # at once: what ONNX Runtime does on its way out is not part of the proof

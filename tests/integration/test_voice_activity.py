@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,14 @@ def test_a_turn_of_many_streams_gives_the_results_of_a_turn_for_each_message(pac
     assert sum(shared) == sum(single) == len(one) == sum(len(wave) // HOP for wave in generated().values())
     assert max(shared) == 3
     assert set(single) == {1}
+
+
+def test_the_bundle_goes_on_with_the_licence_of_the_detector(packed: Path) -> None:
+    card = read(packed).card
+    texts = [file for file in metadata.files("silero-vad") or () if file.name == "LICENSE"]
+
+    assert "## Licence" in card
+    assert texts[0].read_text().strip() in card
 
 
 def test_the_golden_vectors_are_one_stream_from_zero(packed: Path) -> None:

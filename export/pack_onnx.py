@@ -1,4 +1,4 @@
-"""A bundle from somebody else's ONNX file: ask the graph, run it for golden vectors, prove the bundle, write it."""
+"""A bundle from an ONNX graph: ask the graph, run it for golden vectors, prove the bundle, write it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from edge_runtime.model.manifest import (
 from edge_runtime.model.session import reconstruction_error, softmax
 from edge_runtime.records import Floats, InputSpec
 from export import signature, trial
-from export.contents import float32_tolerance, int8_tolerance, reference, tools, what_it_is
+from export.artifact import Artifact
+from export.contents import float32_tolerance, int8_tolerance, proves_nothing, reference, tools, what_it_is
 from export.derive import Fact, PackSpec, Plan, derive, shortened
 from export.quiet import one_line
 from export.signature import Graph
@@ -65,52 +66,97 @@ def read_spec(path: Path | None, flags: dict[str, Any]) -> PackSpec:
         raise ExportError(f"{where}: not TOML: {one_line(error)}") from error
 
 
-def adopt(
-    model: Path, spec: PackSpec, *, target: Path | None, samples: Path | None, seed: int
+class Bundled(msgspec.Struct, frozen=True):
+    """What a bundle will hold, but for the manifest's file list, and what was derived on the way there."""
+
+    manifest: Manifest
+    model: bytes
+    golden: Golden
+    drift: Reference
+    card: str
+    facts: tuple[Fact, ...]
+
+
+def pack_onnx(
+    model: Path | Artifact,
+    spec: PackSpec,
+    *,
+    target: Path | None = None,
+    samples: Path | Floats | None = None,
+    seed: int = 0,
 ) -> tuple[Path, tuple[Fact, ...]]:
     """Write the bundle to target, by default NAME-VERSION.edge in this folder; its path, and what was derived.
 
-    samples: a .npy file of windows for the golden vectors; None = noise drawn by seed.
-    Raises ExportError when something has to be said first, or the model does not do what was said.
+    model: an ONNX file, or what the export steps made. samples: windows for the golden vectors, float32, (n, ...) in
+    the model's layout or (n, length, channels), or a .npy file of them; None = noise drawn by seed.
+    Raises ExportError when something has to be said first, the model does not do what was said, or the windows prove
+    nothing.
     """
-    graph = signature.read(model)
+    graph = signature.of(model) if isinstance(model, Artifact) else signature.read(model)
+    made = _bundled(graph, spec, samples=samples, seed=seed)
+    path = target or Path(f"{made.manifest.name}-{made.manifest.version}.edge")
+    for given in (model, samples):
+        if isinstance(given, Path) and path.exists() and path.samefile(given):
+            raise ExportError(f"{path}: is what the bundle is made of, which stays as it is; say another file with -o")
+    try:
+        _write(path, graph.file, made)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror}") from error
+    return path, made.facts
+
+
+def _bundled(graph: Graph, spec: PackSpec, *, samples: Path | Floats | None, seed: int) -> Bundled:
     plan = derive(graph, spec)
-    windows = load_windows(samples, plan.input) if samples else noise(plan.input, seed=seed)
+    shapes: dict[str, tuple[int | str, ...]] = {plan.input.name: ("batch", *plan.input.shape())}
+    for state in plan.states:
+        axes = enumerate(state.shape)
+        shapes[state.input] = tuple("batch" if axis == state.batch_axis else size for axis, size in axes)
+    graph = signature.shaped(graph, shapes)
+    session = {**graph.session, **spec.session}
+    source = f"noise, seed {seed}"
+    windows = noise(plan.input, seed=seed)
+    if samples is not None:
+        source = samples.name if isinstance(samples, Path) else "the caller's array"
+        windows = load_windows(samples, plan.input)
     chosen = _golden_indices(len(windows), is_streaming=bool(plan.states))
-    request = trial.Request(plan.input.name, plan.output.name, plan.states, plan.scalars, tuple(chosen))
+    request = trial.Request(plan.input.name, plan.output.name, plan.states, plan.scalars, tuple(chosen), session)
     ran = trial.run(graph.model, windows, request, name=graph.file)
     scores = _scores(graph, plan, windows, ran.outputs)
-    source = samples.name if samples else f"noise, seed {seed}"
     manifest, facts = _manifest(graph, spec, plan, seed=seed, width=scores.shape[1])
-    allowed, reason = _tolerance(graph, spec, plan.kind, ran, golden=chosen)
-    manifest = msgspec.structs.replace(manifest, tolerances={"default": Tolerance(allowed)})
+    golden = Golden(windows[chosen], ran.outputs[chosen])
+    allowed, reason = _tolerance(graph, spec, plan.kind, ran, golden=golden.outputs)
+    manifest = msgspec.structs.replace(manifest, tolerances={"default": Tolerance(allowed)}, session=session)
+    facts += tuple(
+        Fact("session", f"{key} = {value}", "told" if key in spec.session else "export steps")
+        for key, value in session.items()
+    )
     facts += (Fact("golden", f"{len(chosen)} windows", source), Fact("tolerance", f"{allowed:.3g}", reason))
     _check(graph, manifest)
+    if doubt := proves_nothing(golden.outputs, allowed):
+        raise ExportError(f"{graph.file}: {doubt} ({source}); give windows of the real kind with --samples")
     drift = Reference({}, {}, 0)
-    if samples and len(windows) >= REFERENCE_WINDOWS:
+    if samples is not None and len(windows) >= REFERENCE_WINDOWS:
         drift = reference(plan.input, manifest.labels, windows, scores)
-    described = card(graph, manifest, source=source, drift=drift)
-    golden = Golden(windows[chosen], ran.outputs[chosen])
-    path = target or Path(f"{manifest.name}-{manifest.version}.edge")
-    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        made = Path(folder) / path.name
-        bundle.write(made, manifest, model=graph.model, golden=golden, reference=drift, card=described)
-        if reason := gate(made, GATE).reason:
+    return Bundled(manifest, graph.model, golden, drift, card(spec, manifest, source=source, drift=drift), facts)
+
+
+def _write(path: Path, name: str, made: Bundled) -> None:
+    """Raises ExportError when the gate refuses the bundle, OSError; what was at path before is there still."""
+    with tempfile.TemporaryDirectory(prefix=".edge-export-", dir=path.parent) as folder:
+        proven = Path(folder) / path.name
+        bundle.write(proven, made.manifest, model=made.model, golden=made.golden, reference=made.drift, card=made.card)
+        if reason := gate(proven, GATE).reason:
             hint = "; --tolerance says what you accept" if "golden vectors: outputs differ" in reason else ""
-            raise ExportError(f"{graph.file}: the gate of the runtime refuses the bundle: {reason}{hint}")
-    bundle.write(path, manifest, model=graph.model, golden=golden, reference=drift, card=described)
-    return path, facts
+            raise ExportError(f"{name}: the gate of the runtime refuses the bundle: {reason}{hint}")
+        proven.replace(path)
 
 
-def load_windows(path: Path, spec: InputSpec) -> Floats:
-    """The windows of a .npy file, float32, (n, ...) in the model's layout or (n, length, channels).
+def load_windows(samples: Path | Floats, spec: InputSpec) -> Floats:
+    """Windows, float32, (n, ...) in the model's layout or (n, length, channels), as they are or of a .npy file.
 
     Returns them in the model's layout. Raises ExportError naming the file.
     """
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ExportError(f"{path}: not a .npy file of windows: {one_line(error)}") from error
+    path, found = (samples, _loaded(samples)) if isinstance(samples, Path) else ("samples", samples)
     plain = (spec.length, len(spec.channels))
     wanted = f"float32 (n, {', '.join(map(str, spec.shape()))}) or (n, {plain[0]}, {plain[1]})"
     if not isinstance(found, np.ndarray) or found.dtype != np.float32 or len(found) < 1:
@@ -120,6 +166,13 @@ def load_windows(path: Path, spec: InputSpec) -> Floats:
     if not np.isfinite(found).all():
         raise ExportError(f"{path}: holds NaN or infinity")
     return found if found.shape[1:] == spec.shape() else in_layout(found, spec)
+
+
+def _loaded(path: Path) -> object:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ExportError(f"{path}: not a .npy file of windows: {one_line(error)}") from error
 
 
 def noise(spec: InputSpec, *, seed: int) -> Floats:
@@ -149,9 +202,6 @@ def _manifest(graph: Graph, spec: PackSpec, plan: Plan, *, seed: int, width: int
     labels = plan.labels or tuple(f"class{i}" for i in range(0 if plan.kind in ERROR_KINDS else width))
     if len(labels) != width and plan.kind not in ERROR_KINDS:
         raise ExportError(f"{graph.file}: {plan.kind} for {width} labels, told {len(labels)}: {', '.join(labels)}")
-    steps = [f"packed from {graph.file}, sha256 {graph.sha256}, opset {graph.opset}, {graph.nodes} nodes"]
-    if graph.embedded:
-        steps.append(f"external data taken in: {', '.join(graph.embedded)}")
     manifest = Manifest(
         schema=SCHEMA,
         name=plan.name,
@@ -162,7 +212,7 @@ def _manifest(graph: Graph, spec: PackSpec, plan: Plan, *, seed: int, width: int
         labels=labels,
         tolerances={},
         files={},
-        provenance=Provenance(graph.file, seed, tools(), tuple(steps)),
+        provenance=Provenance(graph.file, seed, tools(), graph.steps),
         threshold=spec.threshold,
         states=plan.states,
         scalars=plan.scalars,
@@ -204,22 +254,23 @@ def _scores(graph: Graph, plan: Plan, windows: Floats, raw: Floats) -> Floats:
 
 
 def _tolerance(
-    graph: Graph, spec: PackSpec, kind: OutputKind, ran: trial.Trial, *, golden: list[int]
+    graph: Graph, spec: PackSpec, kind: OutputKind, ran: trial.Returned, *, golden: Floats
 ) -> tuple[float, str]:
-    """How exactly the golden outputs must be met, and why.
+    """How exactly the golden outputs must be met, and why. Shares are as exact as the larger of p and 1 - p.
 
     Raises ExportError when this machine itself does not meet it, optimized and plain.
     """
     outputs = ran.outputs
+    sized = np.maximum(golden, 1 - golden) if kind in ("scores", "probability") else golden
     if spec.tolerance is not None:
         allowed, reason = spec.tolerance, "told"
     elif graph.precision == "int8":
-        allowed = max(_two_steps(outputs, outputs[golden], kind), 2 * ran.difference)
+        allowed = max(_two_steps(outputs, golden, kind), 2 * ran.difference)
         reason = "int8: two steps of the output, or twice the difference below"
     elif graph.precision == "float16":
-        allowed, reason = FLOAT16_TOLERANCE * max(1.0, float(np.abs(outputs).max())), "float16"
+        allowed, reason = FLOAT16_TOLERANCE * float(np.abs(sized).max()), "float16"
     else:
-        allowed, reason = float32_tolerance(outputs[golden]), "float32"
+        allowed, reason = float32_tolerance(sized), "float32"
     found = f"optimized and plain graph differ by {ran.difference:.2g}"
     if not ran.difference <= allowed:
         raise ExportError(f"{graph.file}: {found}, allowed {allowed:.2g} ({reason}); --tolerance says what you accept")
@@ -237,14 +288,14 @@ def _two_steps(outputs: Floats, golden: Floats, kind: OutputKind) -> float:
     return int8_tolerance(logits[0], logits[1], is_logits=True)
 
 
-def card(graph: Graph, manifest: Manifest, *, source: str, drift: Reference) -> str:
-    """The model card, Markdown."""
+def card(spec: PackSpec, manifest: Manifest, *, source: str, drift: Reference) -> str:
+    """The model card, Markdown. source: of the golden inputs."""
     states = [f"- carries {s.input} {s.shape} from window to window, as {s.output}" for s in manifest.states]
     scalars = [f"- {s.name} is always {s.value:g}" for s in manifest.scalars]
     versions = ", ".join(f"{name} {version}" for name, version in manifest.provenance.tools.items())
     origin = (
-        f"Packed from `{graph.file}` (sha256 `{graph.sha256}`), a model made elsewhere. **Its accuracy was not "
-        "measured**: nothing here says how good it is, or on what it was trained."
+        f"Packed from `{manifest.provenance.recipe}`. **Its accuracy was not measured**: nothing here says how good it "
+        "is, or on what it was trained."
     )
     golden = (
         f"Inputs: {source}. They prove that a device computes what this model computed when it was packed, not that "
@@ -253,9 +304,11 @@ def card(graph: Graph, manifest: Manifest, *, source: str, drift: Reference) -> 
     sections = [
         f"# {manifest.name} {manifest.version}",
         origin,
+        f"Source: {spec.source}" if spec.source else "",
         "\n".join([what_it_is(manifest), *states, *scalars]),
         f"## Golden vectors\n\n{golden}",
         f"## Reference for drift\n\n{f'histograms of {drift.n} windows of {source}' if drift.n else 'none'}",
+        f"## Licence\n\n{spec.licence.strip()}" if spec.licence else "",
         f"## Tools\n\n{versions}",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"

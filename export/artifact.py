@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -137,20 +137,36 @@ def require_float32(artifact: Artifact, proto: onnx.ModelProto, step: str) -> No
     integer = Counter(node.op_type for node in proto.graph.node if is_integer(node))
     if integer:
         raise ExportError(f"{step}: {artifact.name} is quantized already ({listed(integer)}), wanted a float32 graph")
-    halves = [tensor for tensor in tensors(proto.graph) if tensor.data_type == onnx.TensorProto.FLOAT16]
+    halves = [tensor for tensor in tensors(proto) if tensor.data_type == onnx.TensorProto.FLOAT16]
     if halves:
         raise ExportError(f"{step}: {artifact.name} has {len(halves)} float16 weights already, wanted a float32 graph")
 
 
-def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of a graph: initializers and attributes of nodes, those of subgraphs too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            if attribute.HasField("g"):
-                yield from tensors(attribute.g)
+def parts(proto: onnx.ModelProto) -> Iterator[Any]:
+    """The graph and its functions, and every graph inside a node of theirs."""
+    waiting: list[Any] = [proto.graph, *proto.functions]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        for node in part.node:
+            for attribute in node.attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else []
+                waiting += attribute.graphs
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant of the model."""
+    for part in parts(proto):
+        yield from getattr(part, "initializer", ())
+        sparse = [*getattr(part, "sparse_initializer", ())]
+        for node in part.node:
+            for attribute in node.attribute:
+                yield from [attribute.t] if attribute.HasField("t") else []
+                yield from attribute.tensors
+                sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                sparse += attribute.sparse_tensors
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
 
 
 def is_integer(node: onnx.NodeProto) -> bool:

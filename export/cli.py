@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -37,14 +38,8 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON instead of a table.")
 def run(recipe: Path, output: Path | None, *, as_json: bool) -> None:
     """Train, export, quantize, measure and choose as RECIPE says, then write the bundle."""
-    if output is not None and not output.parent.is_dir():
-        raise click.BadParameter(f"{output.parent} is not a folder", param_hint="--output")
-    try:
-        code = _run(recipe, output, as_json=as_json)
-    except EdgeRuntimeError as error:
-        click.echo(f"edge-export: {error}", err=True)
-        code = FAILED
-    raise SystemExit(code)
+    _check_folder(output, "--output")
+    _end(lambda: _run(recipe, output, as_json=as_json))
 
 
 def _run(path: Path, output: Path | None, *, as_json: bool) -> int:
@@ -149,17 +144,11 @@ def pack(
 
     The graph is asked for what it says itself; the rest comes from these options or the TOML file.
     """
-    if target is not None and not target.parent.is_dir():
-        raise click.BadParameter(f"{target.parent} is not a folder", param_hint="-o")
+    _check_folder(target, "-o")
     told = {key: value for key, value in flags.items() if value not in (None, ())}
     tables = (("scalar", scalar), ("state", state), ("session", session))
     told |= {key: dict(pairs) for key, pairs in tables if pairs}
-    try:
-        code = _pack(model, target, spec, told, samples=samples, seed=seed, as_json=as_json)
-    except EdgeRuntimeError as error:
-        click.echo(f"edge-export: {error}", err=True)
-        code = FAILED
-    raise SystemExit(code)
+    _end(lambda: _pack(model, target, spec, told, samples=samples, seed=seed, as_json=as_json))
 
 
 def _pack(
@@ -188,6 +177,21 @@ def _pack(
         click.echo(f"{key:{widths[0]}}  {value:{widths[1]}}  {origin}")
     click.echo(f"{path}: {path.stat().st_size / 1000:.1f} KB", err=True)
     return DONE
+
+
+def _check_folder(bundle: Path | None, option: str) -> None:
+    if bundle is not None and not bundle.parent.is_dir():
+        raise click.BadParameter(f"{bundle.parent} is not a folder", param_hint=option)
+
+
+def _end(command: Callable[[], int]) -> NoReturn:
+    """End with the command's exit code; an error raised on purpose is one line on stderr."""
+    try:
+        code = command()
+    except EdgeRuntimeError as error:
+        click.echo(f"edge-export: {error}", err=True)
+        code = FAILED
+    raise SystemExit(code)
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def _converted(body: onnx.ModelProto) -> onnx.ModelProto:
             half: onnx.ModelProto = convert_float_to_float16(body, keep_io_types=True)
     except Exception as error:
         raise ExportError(f"fp16: conversion failed: {type(error).__name__}: {one_line(error)}") from error
-    if all(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in tensors(half.graph)):
+    if all(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in tensors(half)):
         raise ExportError(f"fp16: no weight became float16; behind the front-end the graph has {operators(half)}")
     name_nodes(half)
     return half
@@ -151,7 +151,7 @@ def _check_weights(body: onnx.ModelProto) -> None:
     """Raises ExportError when there are none, or float16 cannot hold them."""
     import onnx
 
-    floats = [tensor for tensor in tensors(body.graph) if tensor.data_type == onnx.TensorProto.FLOAT]
+    floats = [tensor for tensor in tensors(body) if tensor.data_type == onnx.TensorProto.FLOAT]
     if not floats:
         raise ExportError(f"fp16: no float32 weight behind the front-end; the graph has {operators(body)} there")
     lost = total = 0

@@ -25,7 +25,8 @@ from edge_runtime.model.manifest import (
     Tolerance,
     contradictions,
 )
-from edge_runtime.model.session import reconstruction_error, softmax
+from edge_runtime.model.session import scores_of
+from edge_runtime.model.signature import SCORE_SLACK
 from edge_runtime.records import Floats, InputSpec
 from export import signature, trial
 from export.artifact import Artifact
@@ -45,7 +46,6 @@ GOLDEN_WINDOWS = 16
 REFERENCE_WINDOWS = 200
 NOISE = (0.05, 1.0)
 FLOAT16_TOLERANCE = 0.01
-SCORE_SLACK = 1e-5
 SMALLEST_SCORE = 1e-6
 
 
@@ -236,7 +236,7 @@ def _scores(graph: Graph, plan: Plan, windows: Floats, raw: Floats) -> Floats:
     if kind == "reconstruction":
         if raw.shape != windows.shape:
             raise ExportError(f"{said} is {raw.shape[1:]} a window, a reconstruction of {windows.shape[1:]} was wanted")
-        return reconstruction_error(windows, raw)
+        return scores_of(kind, windows, raw)
     if raw.ndim != 2 or (kind in ("probability", "error") and raw.shape[1] != 1):
         columns = "1" if kind in ("probability", "error") else "labels"
         raise ExportError(f"{said} is (batch, {', '.join(map(str, raw.shape[1:]))}), {kind} are (batch, {columns})")
@@ -248,9 +248,7 @@ def _scores(graph: Graph, plan: Plan, windows: Floats, raw: Floats) -> Floats:
         raise ExportError(f"{said} lies in 0 to 1 and adds up to 1: these are scores, not logits")
     if kind == "error" and low < 0:
         raise ExportError(f"{said} goes down to {low:.3g}, an error is at least 0")
-    if kind == "logits":
-        return softmax(raw)
-    return np.hstack((1 - raw, raw)) if kind == "probability" else raw
+    return scores_of(kind, windows, raw)
 
 
 def _tolerance(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,14 +13,13 @@ from edge_runtime.errors import ExportError, ModelError
 from edge_runtime.model.bundle import MAX_BUNDLE_BYTES
 from edge_runtime.model.onnx_graph import read_facts
 from edge_runtime.model.policy import objections
-from export.artifact import Artifact
+from export.artifact import DEQUANTIZE, Artifact, is_integer, parts, tensors
 from export.quiet import one_line
 
 if TYPE_CHECKING:
     import onnx
 
 PASSING_ON = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear", "DequantizeLinear"}
-INT8_OPERATORS = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"}
 TYPE_WORDS = {"float": "float32", "double": "float64"}
 
 
@@ -168,33 +167,6 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     return Tensor(value.name, TYPE_WORDS.get(word, word), shape, has_rank=tensor.HasField("shape"))
 
 
-def _parts(proto: onnx.ModelProto) -> Iterator[Any]:
-    """The graph and its functions, and every graph inside a node of theirs."""
-    waiting: list[Any] = [proto.graph, *proto.functions]
-    while waiting:
-        part = waiting.pop()
-        yield part
-        for node in part.node:
-            for attribute in node.attribute:
-                waiting += [attribute.g] if attribute.HasField("g") else []
-                waiting += attribute.graphs
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of the model."""
-    for part in _parts(proto):
-        yield from getattr(part, "initializer", ())
-        sparse = [*getattr(part, "sparse_initializer", ())]
-        for node in part.node:
-            for attribute in node.attribute:
-                yield from [attribute.t] if attribute.HasField("t") else []
-                yield from attribute.tensors
-                sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-                sparse += attribute.sparse_tensors
-        for tensor in sparse:
-            yield from (tensor.values, tensor.indices)
-
-
 def _check_policy(name: str, model: bytes) -> None:
     """Raises ExportError for what the device would refuse."""
     try:
@@ -213,7 +185,7 @@ def _embed(path: Path, proto: onnx.ModelProto) -> tuple[str, ...]:
     from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
     names: dict[str, int] = {}
-    for tensor in _tensors(proto):
+    for tensor in tensors(proto):
         if not uses_external_data(tensor):
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -253,8 +225,8 @@ def _made_by(graph: onnx.GraphProto, tensor: str) -> str:
 def _precision(proto: onnx.ModelProto) -> str:
     import onnx
 
-    operators = {node.op_type for part in _parts(proto) for node in part.node}
-    if any(name in INT8_OPERATORS or name.startswith("QLinear") for name in operators):
+    nodes = (node for part in parts(proto) for node in part.node)
+    if any(is_integer(node) and node.op_type != DEQUANTIZE for node in nodes):
         return "int8"
     half = onnx.TensorProto.FLOAT16
-    return "float16" if any(tensor.data_type == half for tensor in _tensors(proto)) else "float32"
+    return "float16" if any(tensor.data_type == half for tensor in tensors(proto)) else "float32"

@@ -17,6 +17,7 @@ import numpy as np
 
 from edge_runtime.errors import BundleError, DependencyError, ModelError, ProviderError
 from edge_runtime.model.bundle import Bundle, Golden
+from edge_runtime.model.manifest import OutputKind
 from edge_runtime.model.signature import check_outputs, check_signature
 from edge_runtime.records import Floats, State
 
@@ -146,7 +147,7 @@ class Session:
             raw = self._run(self._outputs, {self._input: inputs, **self._scalars})[0]
         else:
             raw = self._run_in_parts(inputs, self._largest_batch)
-        return self._scores(inputs, raw)
+        return scores_of(self.manifest.output.kind, inputs, raw)
 
     def initial(self) -> State:
         """The state a stream begins with: zeros."""
@@ -158,7 +159,7 @@ class Session:
         inputs: (streams, ...) float32 in the model's layout. Returns scores as `predict` does.
         """
         raw, after = self._step_raw(inputs, states)
-        return self._scores(inputs, raw), after
+        return scores_of(self.manifest.output.kind, inputs, raw), after
 
     def _step_raw(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
         size = self._largest_batch
@@ -200,14 +201,6 @@ class Session:
             steps.append(raw)
         together: Floats = np.stack(steps, axis=1)
         return list(together)
-
-    def _scores(self, inputs: Floats, raw: Floats) -> Floats:
-        kind = self.manifest.output.kind
-        if kind == "logits":
-            return softmax(raw)
-        if kind == "reconstruction":
-            return reconstruction_error(inputs, raw)
-        return np.hstack((1 - raw, raw)) if kind == "probability" else raw
 
     def _check_golden(self, bundle: Bundle) -> float:
         """Run the golden vectors as they will be run here; the largest deviation.
@@ -254,6 +247,15 @@ class Session:
             self._run(self._outputs, feed)
             times.append(now_ns() - start_ns)
         return sorted(times)[len(times) // 2]
+
+
+def scores_of(kind: OutputKind, inputs: Floats, raw: Floats) -> Floats:
+    """What a graph's output means: (batch, labels) in [0, 1], or (batch, 1) errors. inputs: what it was run on."""
+    if kind == "logits":
+        return softmax(raw)
+    if kind == "reconstruction":
+        return reconstruction_error(inputs, raw)
+    return np.hstack((1 - raw, raw)) if kind == "probability" else raw
 
 
 def softmax(logits: Floats) -> Floats:

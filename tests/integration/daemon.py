@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,22 @@ def account(summary: dict[str, Any], pipeline: str = "p") -> dict[str, Any]:
 def subscribed(broker: Broker, folder: Path, filters: int = 1) -> None:
     """Wait until the broker has taken the daemon's subscriptions."""
     until(lambda: broker.log.count("Sending SUBACK to edge-runtime-n1") >= filters, what="SUBACK")
+
+
+@contextmanager
+def serving(device: Path, bundle: Path, broker: Broker, folder: Path) -> Iterator[Daemon]:
+    """The daemon with an example's own device config, but for broker, bundle, state_dir and node."""
+    given = {"url": broker.url, "bundle": str(bundle), "state_dir": str(folder / "state"), "id": "n1"}
+    lines = []
+    for line in device.read_text().splitlines():
+        key = line.split("=")[0].strip()
+        lines.append(f'{key} = "{given[key]}"' if key in given else line)
+    config = folder / "device.toml"
+    config.write_text("\n".join(lines))
+    daemon = Daemon(config)
+    try:
+        daemon.wait_connected()
+        subscribed(broker, folder)
+        yield daemon
+    finally:
+        daemon.close()

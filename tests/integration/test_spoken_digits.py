@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from broker import Broker
-from daemon import Daemon, account, subscribed
+from daemon import account, serving
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -58,30 +56,10 @@ def load(recipe: Path) -> ModuleType:
     return module
 
 
-@contextmanager
-def serving(bundle: Path, broker: Broker, folder: Path) -> Iterator[Daemon]:
-    """The daemon with the example's own device config, but for broker, bundle and state_dir."""
-    text = (RECIPE.parent / "device.toml").read_text()
-    lines = []
-    for line in text.splitlines():
-        key = line.split("=")[0].strip()
-        given = {"url": broker.url, "bundle": str(bundle), "state_dir": str(folder / "state"), "id": "n1"}.get(key)
-        lines.append(f'{key} = "{given}"' if given else line)
-    config = folder / "device.toml"
-    config.write_text("\n".join(lines))
-    daemon = Daemon(config)
-    try:
-        daemon.wait_connected()
-        subscribed(broker, folder)
-        yield daemon
-    finally:
-        daemon.close()
-
-
 def labels_over_mqtt(clips: Clips, bundle: Path, broker: Broker, folder: Path) -> tuple[dict[str, list[str]], dict]:
     """Publish every clip in chunks, a stream for each voice; the labels that come back, in order, and the summary."""
     heard: dict[str, list[str]] = {voice: [] for voice in clips}
-    with serving(bundle, broker, folder) as daemon:
+    with serving(RECIPE.parent / "device.toml", bundle, broker, folder) as daemon:
         probe = broker.probe("edge/v1/n1/p/+/out/#")
         for round_ in range(max(len(waves) for waves in clips.values())):
             speaking = {voice: waves[round_] for voice, waves in clips.items() if round_ < len(waves)}

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from broker import Broker
 from click.testing import CliRunner
-from daemon import Daemon, account, subscribed
+from daemon import account, serving
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
@@ -111,25 +110,6 @@ def by_its_authors(wave: Wave) -> Scores:
     return np.array([wrapper(samples, RATE_HZ).item() for samples in new], np.float32)
 
 
-@contextmanager
-def serving(bundle: Path, broker: Broker, folder: Path) -> Iterator[Daemon]:
-    """The daemon with the example's own device config, but for broker, bundle and state_dir."""
-    given = {"url": broker.url, "bundle": str(bundle), "state_dir": str(folder / "state"), "id": "n1"}
-    lines = []
-    for line in (EXAMPLE / "device.toml").read_text().splitlines():
-        key = line.split("=")[0].strip()
-        lines.append(f'{key} = "{given[key]}"' if key in given else line)
-    config = folder / "device.toml"
-    config.write_text("\n".join(lines))
-    daemon = Daemon(config)
-    try:
-        daemon.wait_connected()
-        subscribed(broker, folder)
-        yield daemon
-    finally:
-        daemon.close()
-
-
 def odd_messages(waves: dict[str, Wave]) -> Iterator[tuple[str, int, bytes]]:
     """Every stream cut into messages of 1 to 900 samples, the streams mixed: (stream, message number, payload)."""
     rng = np.random.default_rng(11)
@@ -147,7 +127,7 @@ def over_mqtt(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """The results of each stream, in order, and the daemon's summary."""
     expected = sum(len(wave) // HOP for wave in waves.values())
-    with serving(bundle, broker, folder) as daemon:
+    with serving(EXAMPLE / "device.toml", bundle, broker, folder) as daemon:
         probe = broker.probe("edge/v1/n1/p/+/out/#")
         for stream, number, payload in odd_messages(waves):
             properties = PahoProperties(PacketTypes.PUBLISH)

@@ -35,6 +35,8 @@ clean:
 	touch $@
 
 .venv/.full: .venv/.device
-	$(PIP) --editable '.[cpu,cbor,demo,export,dev]'
+	$(PIP) --editable '.[cpu,cbor,fast-json,demo,export,dev]'
 	$(PIP) --no-deps silero-vad
+	rm -rf .venv/paho-oldest
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .venv/paho-oldest paho-mqtt==2.0.0
 	touch $@

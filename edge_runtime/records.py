@@ -15,11 +15,13 @@ Floats = npt.NDArray[np.float32]
 State = tuple[npt.NDArray[Any], ...]
 
 Layout = Literal["NTC", "NCT", "NT", "NF", "N1TC", "N1CT", "NTC1"]
-Stage = Literal["receive", "queue", "decode", "window", "infer", "decide", "publish"]
-STAGES: tuple[Stage, ...] = ("receive", "queue", "decode", "window", "infer", "decide", "publish")
+Stage = Literal["transit", "queue", "decode", "window", "wait", "infer", "decide", "commit", "publish", "puback"]
+STAGES: tuple[Stage, ...] = (
+    "transit", "queue", "decode", "window", "wait", "infer", "decide", "commit", "publish", "puback",
+)  # fmt: skip
 
 
-class Properties(msgspec.Struct, frozen=True):
+class Properties(msgspec.Struct, frozen=True, gc=False):
     """The MQTT 5 properties the daemon uses; empty on MQTT 3.1.1 (MQTT 5.0, section 3.3.2.3)."""
 
     content_type: str = ""
@@ -32,7 +34,7 @@ class Properties(msgspec.Struct, frozen=True):
 NO_PROPERTIES = Properties()
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One PUBLISH as it came off the wire.
 
     received_ns: when the read that completed it began. mid: the packet id, 0 at QoS 0.
@@ -51,7 +53,7 @@ class Message(msgspec.Struct, frozen=True):
     epoch: int = 0
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One PUBLISH to be written. content_type and all after it are sent on MQTT 5 only."""
 
     topic: str
@@ -103,11 +105,12 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.layout in ("NCT", "N1CT")
 
 
-class Samples(msgspec.Struct, frozen=True):
+class Samples(msgspec.Struct, frozen=True, gc=False):
     """Consecutive samples of one stream, as one message carried them.
 
     values: (n, channels) float32, n >= 1, in physical units, all finite.
-    seq: the producer's message number, or None. sensor_unix_ns: time of the first sample, or None.
+    seq: the producer's message number, or None; a stream's messages all have one, or none has.
+    sensor_unix_ns: time of the first sample, or None.
     """
 
     stream: str
@@ -117,7 +120,19 @@ class Samples(msgspec.Struct, frozen=True):
     sensor_unix_ns: int | None = None
 
 
-class Window(msgspec.Struct, frozen=True):
+class Rows(msgspec.Struct, frozen=True, gc=False):
+    """Messages of one sample each, by columns.
+
+    values: (messages, channels) float32, as Samples has them. seqs, sensor_unix_ns: per message; None where they
+    carry none.
+    """
+
+    values: Floats
+    seqs: list[int] | None = None
+    sensor_unix_ns: list[int] | None = None
+
+
+class Window(msgspec.Struct, frozen=True, gc=False):
     """The most recent ``length`` samples of one stream.
 
     values: the model's layout of (length, channels) float32, in physical units; kept until its turn is settled.
@@ -145,17 +160,36 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """scores: (batch, labels) float32 in [0, 1], or (batch, 1) reconstruction error. model: "name@version"."""
+    """scores: (batch, labels) float32 in [0, 1], or (batch, 1) reconstruction error. model: "name@version".
+
+    started_ns: monotonic, when the run began.
+    """
 
     scores: Floats
     model: str
     infer_ns: int
+    started_ns: int
 
 
-class Result(msgspec.Struct, frozen=True):
+class StageTimes(msgspec.Struct, frozen=True, gc=False):
+    """What the stages up to the decision cost one window, ms.
+
+    queue: from the read of its last message until the pipeline began with it. decode, window: of that message.
+    wait: for the rest of the micro-batch, or the worker. infer: the run it was in.
+    """
+
+    queue: float
+    decode: float
+    window: float
+    wait: float
+    infer: float
+    decide: float
+
+
+class Result(msgspec.Struct, frozen=True, gc=False):
     """What subscribers read: one per window, JSON with these keys.
 
-    t0, t1: Unix seconds. seq: first and last message number. lat_ms: stage durations up to decide, ms.
+    t0, t1: Unix seconds. seq: first and last message number. lat_ms: what the stages up to the decision cost.
     flags: "receipt_time" (t0 and t1 are receipt times), "gap" (a marked gap lies inside).
     """
 
@@ -174,7 +208,7 @@ class Result(msgspec.Struct, frozen=True):
     seq: tuple[int, int]
     missing: int
     flags: tuple[str, ...]
-    lat_ms: dict[str, float]
+    lat_ms: StageTimes
 
 
 class AlarmState(msgspec.Struct, frozen=True):
@@ -224,6 +258,10 @@ class Segment(msgspec.Struct, frozen=True):
     flags: tuple[str, ...]
 
 
+MessageKey = tuple[str, int]
+"""A message within its stream: the epoch of the producer's numbers, or the run that counted it; and the number."""
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A message that could not be used, and why; acknowledged all the same."""
 
@@ -246,15 +284,14 @@ class SequenceMark(msgspec.Struct, frozen=True):
     epoch: int = 0
 
 
-class Queued(msgspec.Struct, frozen=True):
+class Queued(msgspec.Struct, frozen=True, gc=False):
     """A message waiting, undecoded, for its pipeline.
 
-    queued_ns: monotonic. given_up: messages of its stream that had to give way right before it.
+    given_up: messages of its stream that had to give way right before it.
     """
 
     stream: str
     message: Message
-    queued_ns: int
     given_up: int = 0
 
 
@@ -263,8 +300,9 @@ class Turn(msgspec.Struct):
 
     Filled by ingest (accepted .. marks), predict (prediction, model_states) and emit (results .. segments), in that
     order; settled once, whatever it holds.
-    accepted: (stream, message key, message) of every input the windower took. inputs: (windows, ...) float32 in
-    the model's layout. times_ns: per window, what its completing message cost in (receive, queue, decode, window).
+    accepted: (stream, message key, message) of every input the windower took; windows: what it cut; both in the order
+    of each stream. inputs: (windows, ...) float32 in the model's layout. times_ns: per window, what its completing
+    message cost in (queue, decode, window), and when it was cut.
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last
     message was received and when it was decided. unchanged: results not published because nothing changed, per
     stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
@@ -274,7 +312,7 @@ class Turn(msgspec.Struct):
     pipeline: str
     messages: list[Queued]
     taken_ns: int
-    accepted: list[tuple[str, str, Message]] = []
+    accepted: list[tuple[str, MessageKey, Message]] = []
     inputs: Floats | None = None
     windows: list[Window] = []
     times_ns: list[tuple[int, int, int, int]] = []

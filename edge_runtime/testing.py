@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_runtime.mqtt.transport import Counters
+from edge_runtime.mqtt.transport import Counters, Kind
 from edge_runtime.records import Floats, Message, Outgoing, Stage
 from edge_runtime.stream.pipeline import Clock
 
@@ -51,16 +51,19 @@ class MemoryRecorder:
     def __init__(self) -> None:
         self.durations_ns: dict[Stage, list[int]] = {}
 
-    def record(self, stage: Stage, duration_ns: int) -> None:
-        self.durations_ns.setdefault(stage, []).append(duration_ns)
+    def record_all(self, stage: Stage, durations_ns: list[int]) -> None:
+        self.durations_ns.setdefault(stage, []).extend(durations_ns)
 
 
 class MemoryClient:
     """A transport without a broker: `arrive` feeds it, `published` and `acknowledged` show what came out."""
 
+    kind: Kind = "callbacks"
+
     def __init__(self) -> None:
         self.counters = Counters()
         self.refused_filters: dict[str, str] = {}
+        self.more = False
         self.connected = True
         self.subscribed = True
         self.reason = ""
@@ -93,6 +96,10 @@ class MemoryClient:
         token = len(self.published)
         self._unconfirmed.append(token)
         return token
+
+    @property
+    def written(self) -> int:
+        return len(self.published)
 
     def confirmed(self) -> list[tuple[int, str]]:
         if self.withhold_confirmations:

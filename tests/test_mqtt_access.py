@@ -11,10 +11,16 @@ from certificates import Authority
 from driving import confirmed, drive, receive
 from scripted import Scripted
 
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.records import Outgoing
 
-MakeClient = Callable[..., CallbackClient]
+MakeClient = Callable[..., MqttClient]
+
+
+@pytest.fixture(params=["lane", "callbacks"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every test here that makes a client runs over both."""
+    return str(request.param)
 
 
 @pytest.mark.broker

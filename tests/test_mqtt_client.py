@@ -13,12 +13,18 @@ from paho.mqtt.properties import Properties
 from scripted import MAXIMUM_PACKET_SIZE, RECEIVE_MAXIMUM, Scripted
 
 from edge_runtime.mqtt import wire
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.presence import Presence
 from edge_runtime.mqtt.topics import match
 from edge_runtime.records import Message, Outgoing
 
-MakeClient = Callable[..., CallbackClient]
+MakeClient = Callable[..., MqttClient]
+
+
+@pytest.fixture(params=["lane", "callbacks"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every test here that makes a client runs over both."""
+    return str(request.param)
 
 
 @pytest.mark.broker
@@ -76,6 +82,22 @@ def test_a_topic_that_is_not_utf_8_is_delivered_and_matches_no_filter(
     assert [scripted.receive(client) for _ in range(2)] == [(0x40, b"\x00\x01"), (0x40, b"\x00\x02")]
 
 
+def test_a_message_of_qos_2_is_completed_at_once_and_has_no_id_to_acknowledge(
+    make_client: MakeClient, scripted: Scripted
+) -> None:
+    """We subscribe at QoS 0 and 1; a session that somebody else began may still hold one."""
+    client = make_client(scripted.url)
+    scripted.welcome(client)
+    scripted.send_packet(0x34, b"\x00\x01a\x00\x07\x00payload")
+    assert scripted.receive(client) == (0x50, b"\x00\x07")
+    scripted.send_packet(0x62, b"\x00\x07")
+    [message] = receive(client, 1)
+    client.acknowledge(message.epoch, [message.mid])
+
+    assert (message.payload, message.qos, message.mid) == (b"payload", 2, 0)
+    assert scripted.received(client) == [(0x70, b"\x00\x07")]
+
+
 def test_a_message_read_in_pieces_is_stamped_when_its_last_piece_is_read(
     make_client: MakeClient, scripted: Scripted
 ) -> None:
@@ -92,13 +114,12 @@ def test_a_message_read_in_pieces_is_stamped_when_its_last_piece_is_read(
     assert message.received_ns >= before_ns
 
 
-def test_poll_leaves_the_rest_for_the_next_call_after_about_64_messages(
-    make_client: MakeClient, scripted: Scripted
+def test_poll_leaves_the_rest_for_the_next_call_after_64_messages(
+    make_client: MakeClient, scripted: Scripted, kind: str
 ) -> None:
     client = make_client(scripted.url)
     scripted.welcome(client)
-    for n in range(200):
-        scripted.publish(b"a", b"%d" % n)
+    scripted.send(b"".join(scripted.published(b"a", b"%d" % n) for n in range(200)))
     batches: list[int] = []
 
     total: list[Message] = []
@@ -161,7 +182,8 @@ def test_an_exception_in_a_callback_comes_out_of_poll(
         raise ZeroDivisionError("a bug in a callback")
 
     monkeypatch.setattr(wire, "to_message", broken)
-    scripted.publish(b"a", b"x")
+    scripted.send_packet(0x34, b"\x00\x01a\x00\x07\x00")
+    scripted.send_packet(0x62, b"\x00\x07")
     with pytest.raises(ZeroDivisionError, match="a bug in a callback"):
         drive(client, lambda: False)
 

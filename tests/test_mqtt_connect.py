@@ -12,10 +12,16 @@ from driving import drive
 from scripted import Scripted
 
 from edge_runtime.mqtt import wire
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
 
-MakeClient = Callable[..., CallbackClient]
+MakeClient = Callable[..., MqttClient]
 Events = Callable[[], list[tuple[str, str]]]
+
+
+@pytest.fixture(params=["lane", "callbacks"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every test here that makes a client runs over both."""
+    return str(request.param)
 
 
 @pytest.mark.broker
@@ -161,7 +167,7 @@ def test_a_peer_that_does_not_speak_mqtt_is_named_as_such(make_client: MakeClien
     scripted.send(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 8)
     drive(client, lambda: client.counters.failures == 1)
 
-    assert client.reason == "the broker sent what is not MQTT"
+    assert client.reason.startswith("the broker sent what is not MQTT")
 
 
 def test_a_takeover_by_another_client_is_named(make_client: MakeClient, scripted: Scripted) -> None:

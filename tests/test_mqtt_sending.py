@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.mqtt.sending import SendQueue
+from edge_runtime.mqtt.callbacks import Handed
+from edge_runtime.mqtt.sending import Entry, SendQueue
 from edge_runtime.records import Outgoing
 
 
@@ -17,55 +18,109 @@ class Sent:
         return self.published
 
 
+def taken(send_queue: SendQueue, *, qos: int) -> Entry:
+    """A message that was queued and may go out."""
+    send_queue.add(Outgoing("a", b"", qos=qos), connected=True)
+    entry = send_queue.take(9)
+    assert entry is not None
+    return entry
+
+
 def test_an_id_shared_by_a_written_message_and_one_in_flight_confirms_the_right_one() -> None:
-    """paho numbers QoS 0 messages too, and its numbers wrap: both may carry the same id at once."""
-    send_queue = SendQueue(max_waiting=9, max_unwritten=9, now_ns=lambda: 0)
+    """QoS 0 messages have numbers of paho's too, and they wrap: both may carry the same id at once."""
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    handed = Handed(send_queue)
     slow, quick = Sent(), Sent()
-    first = send_queue.add(Outgoing("a", b"", qos=1), connected=True)
-    second = send_queue.add(Outgoing("b", b"", qos=0), connected=True)
-    for handle in (slow, quick):
-        entry = send_queue.take(9)
-        assert entry is not None
-        send_queue.handed_over(entry, 7, handle)
+    first, second = taken(send_queue, qos=1), taken(send_queue, qos=0)
+    handed.add(first, slow, mid=7, size=10)
+    handed.add(second, quick, mid=7, size=10)
 
     quick.published = True
-    send_queue.answer(7, "")
-    send_queue.collect()
-    assert send_queue.confirmed() == [(second, "")]
+    handed.answer(7, "")
+    handed.collect()
+    assert send_queue.confirmed() == [(second.token, "")]
 
     slow.published = True
-    send_queue.answer(7, "Quota exceeded")
-    send_queue.collect()
-    assert send_queue.confirmed() == [(first, "Quota exceeded")]
+    handed.answer(7, "Quota exceeded")
+    handed.collect()
+    assert send_queue.confirmed() == [(first.token, "Quota exceeded")]
 
 
 def test_a_refusal_is_not_forgotten_when_a_message_with_the_same_id_is_written_right_after_it() -> None:
-    send_queue = SendQueue(max_waiting=9, max_unwritten=9, now_ns=lambda: 0)
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    handed = Handed(send_queue)
     refused, written = Sent(), Sent()
-    for qos, handle in ((1, refused), (0, written)):
-        send_queue.add(Outgoing("a", b"", qos=qos), connected=True)
-        entry = send_queue.take(9)
-        assert entry is not None
-        send_queue.handed_over(entry, 7, handle)
+    handed.add(taken(send_queue, qos=1), refused, mid=7, size=10)
+    handed.add(taken(send_queue, qos=0), written, mid=7, size=10)
 
     refused.published = written.published = True
-    send_queue.answer(7, "Quota exceeded")
-    send_queue.answer(7, "")
-    send_queue.collect()
+    handed.answer(7, "Quota exceeded")
+    handed.answer(7, "")
+    handed.collect()
 
     assert sorted(send_queue.confirmed()) == [(1, "Quota exceeded"), (2, "")]
 
 
-def test_the_oldest_message_in_flight_counts_from_when_it_was_sent_on_this_connection() -> None:
-    now = [5]
-    send_queue = SendQueue(max_waiting=9, max_unwritten=9, now_ns=lambda: now[0])
-    assert send_queue.oldest_ns() is None
-    for mid in (1, 2):
+def test_bytes_count_as_unwritten_from_the_handing_over_to_the_write() -> None:
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    handed = Handed(send_queue)
+    first, second = Sent(), Sent()
+    handed.add(taken(send_queue, qos=0), first, mid=1, size=10)
+    handed.add(taken(send_queue, qos=0), second, mid=2, size=30)
+    first.published = True
+    handed.collect()
+    assert handed.unwritten_bytes == 30
+
+    handed.forget(in_flight=False)
+    send_queue.disconnected()
+    assert handed.unwritten_bytes == 0
+    again = send_queue.take(9)
+    assert again is not None
+    assert again.token == 2
+
+
+def test_a_message_passes_by_only_an_empty_queue() -> None:
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    passing = send_queue.pass_by(Outgoing("a", b""))
+    assert passing is not None
+    assert passing.token == 1
+    assert send_queue.pass_by(Outgoing("a", b"", message_expiry_s=9)) is None
+
+    assert send_queue.add(Outgoing("a", b""), connected=True) == 2
+    assert send_queue.pass_by(Outgoing("a", b"")) is None
+    assert send_queue.take(9) is not None
+    send_queue.add_urgent(Outgoing("a", b""))
+    assert send_queue.pass_by(Outgoing("a", b"")) is None
+
+
+def test_written_is_the_token_before_the_first_that_waits() -> None:
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    for _ in range(4):
         send_queue.add(Outgoing("a", b"", qos=1), connected=True)
+    for mid in (1, 2):
         entry = send_queue.take(9)
         assert entry is not None
-        now[0] = 10 * mid
-        send_queue.handed_over(entry, mid, Sent())
+        send_queue.in_flight[mid] = entry
+    assert send_queue.written == 0
+
+    send_queue.all_left()
+    assert send_queue.written == 2
+    send_queue.send_anew()
+    send_queue.all_left()
+    assert send_queue.written == 2
+    send_queue.close("stopped")
+    assert send_queue.written == 4
+    assert send_queue.add(Outgoing("a", b""), connected=False) == send_queue.written == 5
+
+
+def test_the_oldest_message_in_flight_counts_from_when_it_was_sent_on_this_connection() -> None:
+    now = [5]
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: now[0])
+    assert send_queue.oldest_ns() is None
+    for mid in (1, 2):
+        entry = taken(send_queue, qos=1)
+        entry.sent_ns = 10 * mid
+        send_queue.in_flight[mid] = entry
     assert send_queue.oldest_ns() == 10
 
     now[0] = 100
@@ -73,51 +128,74 @@ def test_the_oldest_message_in_flight_counts_from_when_it_was_sent_on_this_conne
     assert send_queue.oldest_ns() == 100
 
 
-@settings(deadline=None)
-@given(
-    steps=st.lists(
-        st.sampled_from(["add0", "add1", "own", "take", "write", "ack", "fail", "lose", "again", "collect"]),
-        max_size=60,
-    )
-)
-def test_whatever_happens_every_token_is_confirmed_exactly_once(steps: list[str]) -> None:
-    send_queue = SendQueue(max_waiting=5, max_unwritten=2, now_ns=lambda: 0)
-    tokens: list[int] = []
-    known: list[int] = []
-    with_library: list[tuple[int, int, Sent]] = []
-    mid = 0
-    for step in steps:
-        if step in ("add0", "add1"):
-            tokens.append(send_queue.add(Outgoing("t", b"", qos=int(step[-1])), connected=True))
-        elif step == "own":
-            send_queue.add_urgent(Outgoing("t", b"", qos=1))
-        elif step == "take":
-            entry = send_queue.take(3)
-            if entry is not None:
-                mid += 1
-                with_library.append((mid, entry.message.qos, Sent()))
-                send_queue.handed_over(entry, mid, with_library[-1][2])
-        elif step in ("write", "ack", "fail"):
-            qos = 0 if step == "write" else 1
-            found = next((item for item in with_library if item[1] == qos), None)
-            if found is not None:
-                with_library.remove(found)
-                found[2].published = True
-                send_queue.answer(found[0], "refused" if step == "fail" else "")
-        elif step == "lose":
-            send_queue.disconnected()
-            with_library = [item for item in with_library if item[1] == 1]
-        elif step == "again":
-            send_queue.collect()
-            send_queue.disconnected()
-            send_queue.send_again()
-            with_library = []
-        else:
-            send_queue.collect()
-        known += [token for token, _ in send_queue.confirmed()]
-        assert len(known) == len(set(known))
-    send_queue.close("stopped")
-    known += [token for token, _ in send_queue.confirmed()]
+class Play:
+    """A queue, and the connections its messages go over; each method is a step."""
 
-    assert sorted(known) == sorted(tokens)
-    assert len(send_queue) == 0
+    def __init__(self) -> None:
+        self.queue = SendQueue(max_waiting=5, now_ns=lambda: 0)
+        self.tokens: list[int] = []
+        self._mid = 0
+
+    def add(self) -> None:
+        self.tokens.append(self.queue.add(Outgoing("t", b"", qos=len(self.tokens) % 2), connected=True))
+
+    def pass_by(self) -> None:
+        entry = self.queue.pass_by(Outgoing("t", b"", qos=len(self.tokens) % 2))
+        if entry is not None:
+            self.tokens.append(entry.token)
+            self._hand_over(entry)
+
+    def own(self) -> None:
+        self.queue.add_urgent(Outgoing("t", b"", qos=1))
+
+    def take(self) -> None:
+        entry = self.queue.take(3)
+        if entry is not None:
+            self._hand_over(entry)
+
+    def _hand_over(self, entry: Entry) -> None:
+        self._mid += 1
+        if entry.message.qos:
+            self.queue.in_flight[self._mid] = entry
+        else:
+            self.queue.unwritten.append(entry)
+
+    def write_some(self) -> None:
+        self.queue.left(len(self.queue.unwritten) // 2)
+
+    def write_all(self) -> None:
+        self.queue.all_left()
+
+    def answer(self) -> None:
+        self.queue.answered(next(iter(self.queue.in_flight), 0), "")
+
+    def refuse(self) -> None:
+        self.queue.answered(next(iter(self.queue.in_flight), 0), "refused")
+
+    def lose(self) -> None:
+        self.queue.disconnected()
+
+    def begin_anew(self) -> None:
+        self.queue.disconnected()
+        self.queue.send_anew()
+
+
+STEPS = [name for name, step in vars(Play).items() if callable(step) and not name.startswith("_")]
+
+
+@settings(deadline=None)
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=60))
+def test_whatever_happens_every_token_is_confirmed_exactly_once(steps: list[str]) -> None:
+    play = Play()
+    known: list[int] = []
+    for step in steps:
+        getattr(play, step)()
+        known += [token for token, _ in play.queue.confirmed()]
+        assert len(known) == len(set(known))
+        assert play.queue.written <= len(play.tokens)
+    play.queue.close("stopped")
+    known += [token for token, _ in play.queue.confirmed()]
+
+    assert sorted(known) == play.tokens == list(range(1, len(play.tokens) + 1))
+    assert len(play.queue) == 0
+    assert play.queue.written == len(play.tokens)

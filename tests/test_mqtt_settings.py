@@ -7,23 +7,25 @@ import pytest
 from certificates import Authority
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.settings import MqttSettings, parse_url, read_password
 
 
 @pytest.mark.parametrize(
-    ("url", "host", "port", "tls"),
+    ("url", "host", "port", "tls", "path"),
     [
-        ("mqtt://broker.local", "broker.local", 1883, False),
-        ("mqtts://broker.local", "broker.local", 8883, True),
-        ("mqtt://10.0.0.7:2883/", "10.0.0.7", 2883, False),
-        ("mqtts://[::1]:8884", "::1", 8884, True),
+        ("mqtt://broker.local", "broker.local", 1883, False, ""),
+        ("mqtts://broker.local", "broker.local", 8883, True, ""),
+        ("mqtt://10.0.0.7:2883/", "10.0.0.7", 2883, False, ""),
+        ("mqtts://[::1]:8884", "::1", 8884, True, ""),
+        ("ws://broker.local", "broker.local", 80, False, "/mqtt"),
+        ("wss://broker.local:9001/a/b%20c", "broker.local", 9001, True, "/a/b%20c"),
     ],
 )
-def test_a_url_names_host_port_and_tls(url: str, host: str, port: int, tls: bool) -> None:
+def test_a_url_names_host_port_tls_and_websockets(url: str, host: str, port: int, tls: bool, path: str) -> None:
     endpoint = parse_url(url)
 
-    assert (endpoint.host, endpoint.port, endpoint.tls) == (host, port, tls)
+    assert (endpoint.host, endpoint.port, endpoint.tls, endpoint.path) == (host, port, tls, path)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,9 @@ def test_a_url_names_host_port_and_tls(url: str, host: str, port: int, tls: bool
         ("mqtt://broker.local:99999", "is no address"),
         ("mqtt://broker.local:mqtt", "is no address"),
         ("mqtt://[::1", "is no address"),
+        ("ws://", "must be a host"),
+        ("ws://broker.local/mqtt?token=x", "must be a host"),
+        ("ws://broker.local/a b", "must be written as %XX"),
     ],
 )
 def test_a_url_that_is_none_is_refused_with_a_sentence(url: str, problem: str) -> None:
@@ -62,6 +67,10 @@ def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
         ({"receive_maximum": 70_000}, "receive_maximum"),
         ({"protocol": "3.1"}, "protocol"),
         ({"keep_alive": 3}, "keep_alive"),
+        ({"client": "paho"}, "client"),
+        ({"url": "ws://b", "client": "lane"}, "only paho's callbacks"),
+        ({"url": "ws://b", "ca": "ca.pem"}, "wss://"),
+        ({"max_unwritten_bytes": 0}, "max_unwritten_bytes"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], problem: str) -> None:
@@ -93,9 +102,9 @@ def test_missing_files_are_named_with_their_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"mqtt: password_file: {missing} cannot be read: No such file"):
         read_password(missing)
     with pytest.raises(ConfigError, match=f"mqtt: ca: {missing} cannot be used: No such file"):
-        CallbackClient(MqttSettings(url="mqtts://b", ca=missing), client_id="c")
+        make_client(MqttSettings(url="mqtts://b", ca=missing), client_id="c")
     with pytest.raises(ConfigError, match=f"mqtt: cert: {missing} with {missing} cannot be used: No such file"):
-        CallbackClient(MqttSettings(url="mqtts://b", ca=str(authority.cert), cert=missing, key=missing), client_id="c")
+        make_client(MqttSettings(url="mqtts://b", ca=str(authority.cert), cert=missing, key=missing), client_id="c")
 
 
 def test_a_password_longer_than_mqtt_takes_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -28,7 +30,8 @@ SETTINGS = MqttSettings(url="mqtt://localhost")
     )
 )
 def test_a_packet_is_never_larger_than_it_is_said_to_be_and_carries_every_property(message: Outgoing) -> None:
-    client = wire.new_client(SETTINGS, "client", wire.LastError())
+    account = wire.read_account(SETTINGS, "client")
+    client = wire.new_client(SETTINGS, account, wire.LastError(), make=paho.Client)
     wire.publish(client, message, message.message_expiry_s, SETTINGS)
     (queued,) = client._out_messages.values()
     packed = queued.properties.pack() if queued.properties else b"\x00"
@@ -41,3 +44,11 @@ def test_a_packet_is_never_larger_than_it_is_said_to_be_and_carries_every_proper
     assert found.user == message.user
     assert (found.content_type, found.message_expiry_s) == (message.content_type, message.message_expiry_s)
     assert (found.response_topic, found.correlation_data) == (message.response_topic, message.correlation_data)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(0, ""), (0x10, ""), (0x87, "Not authorized"), (0x97, "Quota exceeded"), (0xFE, "reason code 0xfe")],
+)
+def test_a_refusal_is_named_and_a_success_is_not(code: int, reason: str) -> None:
+    assert wire.refusal(code) == reason

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import Subscription
 from edge_runtime.mqtt.wire import Limits
@@ -54,7 +54,7 @@ def _attempt(
     *,
     now_s: Callable[[], float] = time.monotonic,
 ) -> Answer:
-    client = CallbackClient(settings, client_id=client_id, subscriptions=subscriptions)
+    client = make_client(settings, client_id=client_id, subscriptions=subscriptions)
     deadline_s = now_s() + 3 * settings.connect_timeout_s  # name and TCP, TLS, CONNACK or SUBACK
     client.start()
     ended = client.counters

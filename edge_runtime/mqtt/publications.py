@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -12,7 +13,7 @@ from edge_runtime.records import DeadLetter, Outgoing, Result, Segment, StateCha
 
 JSON = "application/json"
 DEAD_LETTER_HEAD_BYTES = 256
-METRICS_EXPIRY_S = 30
+METRICS_EXPIRY_INTERVALS, LEAST_METRICS_EXPIRY_S = 3, 30
 
 
 class DeadLetterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,18 +58,25 @@ class _Allowance:
 
 
 class Publications:
-    """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name."""
+    """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name.
+
+    It remembers the topic of every stream; whoever opens streams bounds their number.
+    """
 
     def __init__(self, tree: Tree, *, result_qos: dict[str, int], dead_letters: DeadLetterSettings) -> None:
         self._tree = tree
-        self._result_qos = result_qos
+        self.result_qos = result_qos
+        self._result_topics: dict[tuple[str, str], str] = {}
         self._dead_letters = dead_letters
         self._allowances: dict[str, _Allowance] = {}
         self._encode = msgspec.json.Encoder().encode
 
     def result(self, result: Result) -> Outgoing:
-        topic = self._tree.out(result.pipeline, result.stream)
-        return Outgoing(topic, self._encode(result), self._result_qos[result.pipeline], content_type=JSON)
+        key = result.pipeline, result.stream
+        topic = self._result_topics.get(key)
+        if topic is None:
+            topic = self._result_topics[key] = self._tree.out(*key)
+        return Outgoing(topic, self._encode(result), self.result_qos[result.pipeline], False, JSON)
 
     def state_change(self, pipeline: str, change: StateChange) -> Outgoing:
         topic = self._tree.state(pipeline, change.stream)
@@ -98,6 +106,8 @@ class Publications:
     def info(self, document: dict[str, Any]) -> Outgoing:
         return Outgoing(self._tree.info, self._encode(document), qos=1, retain=True, content_type=JSON)
 
-    def metrics(self, document: dict[str, Any]) -> Outgoing:
+    def metrics(self, document: msgspec.Struct, *, every_s: float) -> Outgoing:
+        """Retained, so that whoever asks has it at once; gone when no newer one came for METRICS_EXPIRY_INTERVALS."""
+        expiry_s = max(LEAST_METRICS_EXPIRY_S, math.ceil(METRICS_EXPIRY_INTERVALS * every_s))
         body = self._encode(document)
-        return Outgoing(self._tree.metrics, body, content_type=JSON, message_expiry_s=METRICS_EXPIRY_S)
+        return Outgoing(self._tree.metrics, body, retain=True, content_type=JSON, message_expiry_s=expiry_s)

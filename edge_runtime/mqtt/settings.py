@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import stat
 from pathlib import Path
@@ -12,9 +13,13 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+TLS_SCHEMES, WEBSOCKET_SCHEMES = ("mqtts", "wss"), ("ws", "wss")
+DEFAULT_PATH = "/mqtt"
 MAX_PACKET_BYTES = 268_435_455
 MAX_PASSWORD_BYTES = 65_535
+
+_PATH = re.compile(r"[!-~]*")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Name = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -30,6 +35,9 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     this long forgets the failures before it. ack_timeout_s: the longest the broker may take to answer a message or a
     subscription; then the connection is made anew, which sends them again. will_delay_s: how long the broker waits
     before it says "offline". flush_timeout_s: the longest that writing may hold up the loop.
+    client: who moves the messages, the frame lane or paho's callbacks; auto: the lane where it can.
+    max_unwritten_bytes: what may wait for the socket before further messages wait in the queue; one more message may
+    reach beyond it.
     """
 
     url: str
@@ -54,11 +62,15 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ack_timeout_s: Seconds = 30.0
     will_delay_s: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)] = 5
     flush_timeout_s: Seconds = 0.2
+    client: Literal["auto", "lane", "callbacks"] = "auto"
+    max_unwritten_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 4 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        tls = parse_url(self.url).tls
-        if not tls and (self.ca or self.cert or self.key):
-            raise ValueError("ca, cert and key need TLS: write the url with mqtts://")
+        endpoint = parse_url(self.url)
+        if not endpoint.tls and (self.ca or self.cert or self.key):
+            raise ValueError("ca, cert and key need TLS: write the url with mqtts:// or wss://")
+        if endpoint.path and self.client == "lane":
+            raise ValueError('client = "lane" needs mqtt:// or mqtts://; over websockets only paho\'s callbacks work')
         if bool(self.cert) != bool(self.key):
             raise ValueError("cert and key belong together: give both or neither")
         if self.password_file and not self.username:
@@ -68,17 +80,23 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
+    """path: what to ask for over websockets; "" without them."""
+
     host: str
     port: int
     tls: bool
+    path: str = ""
 
 
 def parse_url(url: str) -> Endpoint:
-    """The address in "mqtt://host[:port]" or "mqtts://host[:port]". Raises ValueError; never repeats a password."""
+    """The address in "mqtt[s]://host[:port]" or "ws[s]://host[:port][/path]".
+
+    Raises ValueError; never repeats a password.
+    """
     if "@" in url:
         raise ValueError("url: must not hold a user name or password; use username and password_file")
     if not url.startswith(tuple(f"{scheme}://" for scheme in DEFAULT_PORTS)):
-        raise ValueError(f"url: {url!r} must start with mqtt:// or, with TLS, mqtts://")
+        raise ValueError(f"url: {url!r} must start with mqtt:// or ws://, or with TLS with mqtts:// or wss://")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -87,9 +105,17 @@ def parse_url(url: str) -> Endpoint:
     if port == 0:
         raise ValueError(f"url: the port of {url!r} must be a number from 1 to 65535")
     _check_host(url, parts.hostname or "")
-    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
+    websockets = parts.scheme in WEBSOCKET_SCHEMES
+    if not parts.hostname or (parts.path not in ("", "/") and not websockets) or parts.query or parts.fragment:
         raise ValueError(f"url: {url!r} must be a host and perhaps a port, as in mqtts://broker.local:8883")
-    return Endpoint(host=parts.hostname, port=port or DEFAULT_PORTS[parts.scheme], tls=parts.scheme == "mqtts")
+    if _PATH.fullmatch(parts.path) is None:
+        raise ValueError(f"url: the path of {url!r} holds characters that must be written as %XX")
+    return Endpoint(
+        host=parts.hostname,
+        port=port or DEFAULT_PORTS[parts.scheme],
+        tls=parts.scheme in TLS_SCHEMES,
+        path=(parts.path or DEFAULT_PATH) if websockets else "",
+    )
 
 
 def _check_host(url: str, host: str) -> None:

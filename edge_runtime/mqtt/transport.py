@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import msgspec
 
 from edge_runtime.records import Message, Outgoing
 
+Kind = Literal["lane", "callbacks"]
+
 RECONNECT_POLL_S = 0.1
+MAX_MESSAGES = 64
 
 
 class Counters(msgspec.Struct):
@@ -33,8 +36,16 @@ class Client(Protocol):
     A connection that breaks is taken up again by poll, under a back-off with jitter.
     """
 
+    kind: Kind
     counters: Counters
-    refused_filters: dict[str, str]
+
+    @property
+    def refused_filters(self) -> dict[str, str]:
+        """Subscriptions the broker has refused on this connection, and why."""
+
+    @property
+    def more(self) -> bool:
+        """Whether the last poll left input where the kernel does not show it: poll again before waiting."""
 
     @property
     def connected(self) -> bool: ...
@@ -51,7 +62,7 @@ class Client(Protocol):
         """Begin to connect; poll sees it through, and tries again."""
 
     def poll(self, timeout_s: float) -> list[Message]:
-        """Do what is due (connect, keep alive, write) and read until nothing is left or about 64 messages came.
+        """Do what is due (connect, keep alive, write what was left) and take what one read, or about 64 messages, held.
 
         timeout_s: how long to wait when there is nothing to do; 0 never waits.
         """
@@ -74,6 +85,10 @@ class Client(Protocol):
         QoS 1 succeeds with the broker's PUBACK, QoS 0 when it was written to the socket.
         """
 
+    @property
+    def written(self) -> int:
+        """Every message up to this token has left for the socket, or is settled otherwise. Tokens count up from 1."""
+
     def flush(self) -> None:
         """Write what is buffered, for a bounded time."""
 
@@ -85,14 +100,34 @@ class Client(Protocol):
         """
 
 
-def wait(clients: Iterable[Client], timeout_s: float, *, also: int = -1) -> None:
-    """Until one of them has something to read or to write, or the descriptor `also` to read, or time is up."""
-    poller = select.poll()
-    if also >= 0:
-        poller.register(also, select.POLLIN)
-    for client in clients:
-        if client.fileno() >= 0:
-            poller.register(client.fileno(), select.POLLIN | (select.POLLOUT if client.wants_write() else 0))
-        if not client.connected:
-            timeout_s = min(timeout_s, RECONNECT_POLL_S)
-    poller.poll(timeout_s * 1000)
+class Waiter:
+    """Waits for several clients at once, each in its own state of connecting; keeps what the kernel was told."""
+
+    def __init__(self, clients: Sequence[Client], *, also: int = -1) -> None:
+        """also: one more descriptor to wait for, -1 for none."""
+        self._clients = clients
+        self._poller = select.poll()
+        self._told: dict[int, int] = {}
+        self._also = {also: select.POLLIN} if also >= 0 else {}
+
+    def __call__(self, timeout_s: float) -> None:
+        """Until one of them has something to read, or room for what it has to write, or time is up."""
+        wanted = self._also.copy()
+        for client in self._clients:
+            if client.more:
+                return
+            fileno = client.fileno()
+            if fileno >= 0:
+                wanted[fileno] = select.POLLIN | select.POLLOUT if client.wants_write() else select.POLLIN
+            if not client.connected:
+                timeout_s = min(timeout_s, RECONNECT_POLL_S)
+        if wanted != self._told:
+            self._tell(wanted)
+        self._poller.poll(timeout_s * 1000)
+
+    def _tell(self, wanted: dict[int, int]) -> None:
+        for fileno in self._told.keys() - wanted.keys():
+            self._poller.unregister(fileno)
+        for fileno, events in wanted.items():
+            self._poller.register(fileno, events)
+        self._told = wanted

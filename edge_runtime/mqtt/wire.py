@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from functools import lru_cache
-from typing import TypeGuard
+import ssl
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from paho.mqtt import client as paho
@@ -32,6 +34,9 @@ FRAME_BYTES = 5
 PROPERTY_BYTES = 16
 CONTENT_BYTES, USER_BYTES = 3, 5
 MAX_IN_FLIGHT = 65_535
+FAILURE = 0x80
+
+PahoClient = TypeVar("PahoClient", bound=paho.Client)
 
 _SSL_SOURCE = re.compile(r" \(_ssl\.c:\d+\)$")
 
@@ -55,26 +60,46 @@ def error_text(error: OSError) -> str:
     return _SSL_SOURCE.sub("", text)
 
 
-def new_client(settings: MqttSettings, client_id: str, errors: LastError) -> paho.Client:
-    """A paho client that never connects, retries or acknowledges by itself. Raises ConfigError."""
+class Account(NamedTuple):
+    """Who we are to the broker: what the settings' files hold, read once."""
+
+    client_id: str
+    password: str | None
+    tls: ssl.SSLContext | None
+
+
+def read_account(settings: MqttSettings, client_id: str) -> Account:
+    """Raises ConfigError for files that cannot be used."""
+    return Account(
+        client_id,
+        read_password(settings.password_file) if settings.password_file else None,
+        tls_context(settings) if parse_url(settings.url).tls else None,
+    )
+
+
+def new_client(
+    settings: MqttSettings, account: Account, errors: LastError, *, make: Callable[..., PahoClient]
+) -> PahoClient:
+    """A client of paho's, or of a class under it, that never connects, retries or acknowledges by itself."""
     endpoint = parse_url(settings.url)
     five = settings.protocol == "5"
-    client = paho.Client(
+    client = make(
         CallbackAPIVersion.VERSION2,
-        client_id=client_id,
+        client_id=account.client_id,
         clean_session=None if five else settings.session_expiry_s == 0,
         protocol=paho.MQTTv5 if five else paho.MQTTv311,
+        transport="websockets" if endpoint.path else "tcp",
         reconnect_on_failure=False,
         manual_ack=True,
     )
     client.connect_timeout = settings.connect_timeout_s
     client.max_inflight_messages = settings.max_inflight
     if settings.username:
-        client.username_pw_set(
-            settings.username, read_password(settings.password_file) if settings.password_file else None
-        )
-    if endpoint.tls:
-        client.tls_set_context(tls_context(settings))
+        client.username_pw_set(settings.username, account.password)
+    if account.tls is not None:
+        client.tls_set_context(account.tls)
+    if endpoint.path:
+        client.ws_set_options(path=endpoint.path)
     client.enable_logger(_error_log(errors))
     _set_address(client, settings, endpoint)
     return client
@@ -110,13 +135,15 @@ def set_will(client: paho.Client, will: Outgoing, settings: MqttSettings) -> Non
     client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
 
 
-def subscribe(client: paho.Client, subscriptions: list[Subscription], settings: MqttSettings) -> int | None:
-    """Send one SUBSCRIBE; its packet id. On MQTT 5 the broker is asked not to send retained messages for it."""
+def subscribe(
+    client: paho.Client, subscriptions: list[Subscription], settings: MqttSettings, *, retained: bool
+) -> int | None:
+    """Send one SUBSCRIBE; its packet id. On MQTT 5 the broker is told whether to send retained messages for it."""
     if settings.protocol == "3.1.1":
         _, mid = client.subscribe(subscriptions)
     else:
-        never = SubscribeOptions.RETAIN_DO_NOT_SEND
-        _, mid = client.subscribe([(name, SubscribeOptions(qos, retainHandling=never)) for name, qos in subscriptions])
+        when = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained else SubscribeOptions.RETAIN_DO_NOT_SEND
+        _, mid = client.subscribe([(name, SubscribeOptions(qos, retainHandling=when)) for name, qos in subscriptions])
     return mid
 
 
@@ -181,6 +208,35 @@ def packet_bytes(message: Outgoing) -> int:
     for content in (message.response_topic.encode(), message.correlation_data):
         size += CONTENT_BYTES + len(content) if content else 0
     return size + len(message.payload)
+
+
+def refusal(code: int) -> str:
+    """Why the broker refused a message, by its PUBACK's reason code; "" when it took it."""
+    return "" if code < FAILURE else _refusal(code)
+
+
+@lru_cache(maxsize=256)
+def _refusal(code: int) -> str:
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except KeyError:
+        return f"reason code 0x{code:02x}"
+
+
+def too_large(size: int, limit: int) -> str:
+    return f"packet too large: {size} bytes, {limit} allowed"
+
+
+def taken(client: paho.Client, message: paho.MQTTMessage, *, received_ns: int, epoch: int) -> Message:
+    """Our record of a message paho hands over.
+
+    We subscribe at QoS 0 and 1. One of QoS 2, from an old session, is completed here and keeps no packet id.
+    """
+    found = to_message(message, received_ns=received_ns, epoch=epoch)
+    if found.qos < 2:
+        return found
+    client.ack(found.mid, 2)
+    return msgspec.structs.replace(found, mid=0)
 
 
 def to_message(message: paho.MQTTMessage, *, received_ns: int, epoch: int) -> Message:
@@ -265,21 +321,26 @@ def granted(code: ReasonCode) -> int | None:
     return None if code.is_failure else int(code.value)
 
 
-def _is_tcp(sock: object) -> TypeGuard[socket.socket]:
-    """A unix socket, or the wrapper of a websocket, has no TCP options."""
-    return isinstance(sock, socket.socket) and sock.family in (socket.AF_INET, socket.AF_INET6)
+def _is_tcp(sock: socket.socket) -> bool:
+    """A unix socket has no TCP options."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def no_delay(sock: object) -> None:
+def no_delay(sock: socket.socket) -> None:
     """Small packets go out at once."""
     if _is_tcp(sock):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def quick_ack(sock: object) -> None:
-    """Acknowledge what was just read at once, or a broker without nodelay holds the next packet back for 40 ms.
+def quick_ack(sock: socket.socket) -> Callable[[], None]:
+    """What to call after every read, so that what was read is acknowledged at once.
 
-    Linux clears the option by itself, so it is set again after every read; elsewhere it does not exist.
+    Else a broker without nodelay holds the next packet back for 40 ms. Linux clears the option by itself; elsewhere it
+    does not exist, and nothing is to be done.
     """
     if hasattr(socket, "TCP_QUICKACK") and _is_tcp(sock):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return partial(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    return _nothing
+
+
+def _nothing() -> None: ...

@@ -14,7 +14,7 @@ import pytest
 from broker import WAIT_S, Broker, until
 from driving import cut, drive, receive
 
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Presence
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.transport import Client
@@ -22,25 +22,24 @@ from edge_runtime.records import Message, Outgoing
 
 pytestmark = pytest.mark.broker
 
-Implementation = Callable[..., Client]
-IMPLEMENTATIONS: dict[str, Implementation] = {"callbacks": CallbackClient}
+KINDS = ("lane", "callbacks")
 
 STATUS = "edge/v1/n/status"
 PRESENCE = Presence(topic=STATUS, boot_id="boot-1")
 
 
 class Made:
-    """Makes clients of one implementation and protocol, and stops them."""
+    """Makes clients of one kind and protocol, and stops them."""
 
-    def __init__(self, implementation: Implementation, protocol: str) -> None:
-        self._implementation = implementation
+    def __init__(self, kind: str, protocol: str) -> None:
+        self.kind = kind
         self.protocol = protocol
         self._clients: list[Client] = []
 
     def __call__(self, broker: Broker, *, settings: dict[str, Any] | None = None, **options: Any) -> Client:
-        quick = {"reconnect_min_s": 0.02, "reconnect_max_s": 0.1, "protocol": self.protocol}
+        quick = {"client": self.kind, "reconnect_min_s": 0.02, "reconnect_max_s": 0.1, "protocol": self.protocol}
         known = MqttSettings(url=broker.url, **{**quick, **(settings or {})})
-        client = self._implementation(known, **{"client_id": f"client-{len(self._clients)}", **options})
+        client = make_client(known, **{"client_id": f"client-{len(self._clients)}", **options})
         self._clients.append(client)
         return client
 
@@ -55,10 +54,9 @@ class Made:
             client.stop(1.0)
 
 
-@pytest.fixture(params=[(name, protocol) for name in IMPLEMENTATIONS for protocol in ("5", "3.1.1")], ids="-".join)
+@pytest.fixture(params=[(kind, protocol) for kind in KINDS for protocol in ("5", "3.1.1")], ids="-".join)
 def make(request: pytest.FixtureRequest) -> Iterator[Made]:
-    name, protocol = request.param
-    made = Made(IMPLEMENTATIONS[name], protocol)
+    made = Made(*request.param)
     yield made
     made.close()
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from edge_runtime.delivery.acks import Acknowledgements
-from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, LedgerView
+from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, LedgerView, tally
 from edge_runtime.delivery.overload import InputQueue
-from edge_runtime.monitor.latency import StageRecorder
+from edge_runtime.monitor.latency import Recorder
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes
-from edge_runtime.mqtt.transport import Client, wait
+from edge_runtime.mqtt.transport import Client, Waiter
 from edge_runtime.records import DeadLetter, Message, Outgoing, Queued, Turn
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.worker import Worker
 
-TURN_MESSAGES = 64
+TURN_MESSAGES = 256
 REASON_CHARACTERS = 60
 TURNS_IN_FLIGHT = 2
 NO_STREAM = ""
+NOT_A_RESULT = (None, None)
+NOT_YET = -1
 
 Stream = tuple[str, str]
 
@@ -36,11 +39,19 @@ class Connection:
         self.acks = Acknowledgements()
 
 
+class _Sent(NamedTuple):
+    """A turn whose results were handed to the publisher. last: token of the last one."""
+
+    turn: Turn
+    recorder: Recorder
+    last: int
+
+
 class Lane:
     """One pipeline in the loop: what waits for it and its turns in flight."""
 
     def __init__(
-        self, pipeline: Pipeline, queue: InputQueue, recorder: StageRecorder, connection: Connection, *, inline: bool
+        self, pipeline: Pipeline, queue: InputQueue, recorder: Recorder, connection: Connection, *, inline: bool
     ) -> None:
         self.pipeline, self.queue, self.recorder, self.connection = pipeline, queue, recorder, connection
         self.inline = inline
@@ -71,13 +82,15 @@ class Loop:
         self._publisher = connections[0].client
         self._lanes = {lane.pipeline.name: lane for lane in lanes}
         self._ledger, self._publications, self._worker, self._now_ns = ledger, publications, worker, now_ns
-        self._waiting: dict[int, Stream] = {}
+        self._wait = Waiter([connection.client for connection in connections], also=worker.fileno() if worker else -1)
+        self._waiting: dict[int, tuple[Stream, Recorder]] = {}
+        self._left_ns: dict[int, int] = {}
         self._event_tokens: dict[int, Stream] = {}
         self._state_tokens: dict[int, str] = {}
         self._states: dict[str, Outgoing] = {}
         self._refused_states: set[str] = set()
-        self._unsent: list[tuple[StageRecorder, list[tuple[int, int]]]] = []
-        self._saturated = False
+        self._unwritten: deque[_Sent] = deque()
+        self._written = self._polled_ns = 0
         self.publish_refusals = 0
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
@@ -85,19 +98,24 @@ class Loop:
 
         accepting: take new messages; otherwise those of QoS 1 stay, unacknowledged, with the broker.
         """
-        self._wait(timeout_s)
-        self._saturated = False
+        if not any(map(self._may_begin, self._lanes.values())):
+            self._wait(timeout_s)
         for connection in self._connections:
             messages = connection.client.poll(0.0)
-            if messages:
-                self._offer(connection, messages if accepting else self._drop_unkept(connection, messages))
+            if messages and accepting:
+                self._offer(connection, messages)
+            elif messages:
+                self._drop_unkept(connection, messages)
+        self._polled_ns = self._now_ns()
         for lane in self._lanes.values():
             if self._may_begin(lane):
                 self._begin_turn(lane)
         for name in self._worker.finished() if self._worker else ():
             lane = self._lanes[name]
             self._end_turn(lane, lane.in_flight.popleft())
-        self._flush()
+        for connection in self._connections:
+            connection.client.flush()
+        self._note_written()
         self.confirm()
 
     def drain(self, deadline_ns: int) -> bool:
@@ -131,46 +149,53 @@ class Loop:
             for turn in lane.in_flight:
                 queued.update((name, entry.stream) for entry in turn.messages)
                 in_flight.update((name, window.stream) for window in turn.windows)
-        waiting = Counter(self._waiting.values())
+        waiting = Counter(stream for stream, _ in self._waiting.values())
         return self._ledger.totals(queued, in_flight, waiting)
 
-    def _wait(self, timeout_s: float) -> None:
-        if self._saturated or any(self._may_begin(lane) for lane in self._lanes.values()):
-            return
-        finished = -1 if self._worker is None else self._worker.fileno()
-        wait((connection.client for connection in self._connections), timeout_s, also=finished)
-
     def _offer(self, connection: Connection, messages: list[Message]) -> None:
-        queued_ns = self._now_ns()
-        self._saturated = self._saturated or len(messages) >= TURN_MESSAGES
+        batches: dict[str, list[Queued]] = {}
+        find = connection.routes.find
         for message in messages:
-            routes = connection.routes.find(message.topic)
-            connection.acks.arrived(message, len(routes))
+            routes = find(message.topic)
+            if message.qos:
+                connection.acks.arrived(message, len(routes))
             if not routes:
                 self._reject_unrouted(message)
             for name, stream in routes:
-                self._enqueue(connection, name, Queued(stream, message, queued_ns))
+                if name in batches:
+                    batches[name].append(Queued(stream, message))
+                else:
+                    batches[name] = [Queued(stream, message)]
+        for name, batch in batches.items():
+            self._enqueue(connection, name, batch)
         self._acknowledge(connection)
 
-    def _enqueue(self, connection: Connection, name: str, queued: Queued) -> None:
+    def _enqueue(self, connection: Connection, name: str, batch: list[Queued]) -> None:
         queue = self._lanes[name].queue
-        if not queue.admits(queued.stream):
-            self._reject(name, queued.message, "too_many_streams", "max_streams other streams were seen before it")
-            connection.acks.settled(queued.message)
-            return
-        self._ledger.received(name, queued.stream)
-        for gave_way in queue.offer(queued):
+        streams = tally([queued.stream for queued in batch])
+        refused = {stream for stream in streams if not queue.admits(stream)}
+        if refused:
+            self._refuse(connection, name, [queued.message for queued in batch if queued.stream in refused])
+            batch = [queued for queued in batch if queued.stream not in refused]
+        for stream, n in streams.items():
+            if stream not in refused:
+                self._ledger.received(name, stream, n)
+        for gave_way in queue.offer(batch):
             self._ledger.dropped(name, gave_way.stream, "queue_full")
             connection.acks.settled(gave_way.message)
 
-    def _drop_unkept(self, connection: Connection, messages: list[Message]) -> list[Message]:
-        """Count messages of QoS 0, which no broker keeps for us; nothing is left to be taken."""
+    def _refuse(self, connection: Connection, name: str, messages: list[Message]) -> None:
+        for message in messages:
+            self._reject(name, message, "too_many_streams", "max_streams other streams were seen before it")
+            connection.acks.settled(message)
+
+    def _drop_unkept(self, connection: Connection, messages: list[Message]) -> None:
+        """Count messages of QoS 0, which no broker keeps for us."""
         for message in messages:
             for name, stream in connection.routes.find(message.topic) if message.qos == 0 else ():
                 if self._lanes[name].queue.admits(stream):
                     self._ledger.received(name, stream)
                     self._ledger.dropped(name, stream, "shutdown")
-        return []
 
     def _reject_unrouted(self, message: Message) -> None:
         if INVALID_TOPIC in message.topic:
@@ -211,17 +236,21 @@ class Loop:
             connection.client.acknowledge(connection.acks.epoch, ids)
 
     def _publish_turn(self, lane: Lane, turn: Turn) -> None:
-        for result in turn.results:
-            token = self._publisher.publish(self._publications.result(result))
-            self._waiting[token] = (turn.pipeline, result.stream)
+        publish, result_of = self._publisher.publish, self._publications.result
+        if turn.results:
+            token = 0
+            for result in turn.results:
+                token = publish(result_of(result))
+                self._waiting[token] = (turn.pipeline, result.stream), lane.recorder
+            if self._publications.result_qos[turn.pipeline]:
+                self._left_ns.update(dict.fromkeys(range(token - len(turn.results) + 1, token + 1), NOT_YET))
+            self._unwritten.append(_Sent(turn, lane.recorder, token))
+        turn.messages, turn.accepted = [], []  # their payloads need not wait for the broker
         for change in turn.state_changes:
             self._publish_state(self._publications.state_change(turn.pipeline, change))
         for segment in turn.events:
-            token = self._publisher.publish(self._publications.event(segment))
-            self._event_tokens[token] = (turn.pipeline, segment.stream)
+            self._event_tokens[publish(self._publications.event(segment))] = (turn.pipeline, segment.stream)
         self._publish_dead_letters(turn.pipeline, turn.dead_letters)
-        if turn.emitted_ns and self._publisher.connected:
-            self._unsent.append((lane.recorder, turn.emitted_ns))
 
     def _publish_state(self, outgoing: Outgoing) -> None:
         self._states[outgoing.topic] = outgoing
@@ -233,32 +262,52 @@ class Loop:
             if outgoing is not None:
                 self.publish(outgoing)
 
-    def _flush(self) -> None:
-        for connection in self._connections:
-            connection.client.flush()
-        if self._unsent:
-            now_ns = self._now_ns()
-            for recorder, times in self._unsent:
-                for received_ns, decided_ns in times:
-                    recorder.record("publish", now_ns - decided_ns)
-                    recorder.record("e2e", now_ns - received_ns)
-            self._unsent.clear()
+    def _note_written(self) -> None:
+        """Time what has left; a turn when all its results have, as some may have to wait for the broker."""
+        written = self._publisher.written
+        if written == self._written:
+            return
+        now_ns = self._now_ns()
+        if self._left_ns:
+            self._left_ns.update((t, now_ns) for t in range(self._written + 1, written + 1) if t in self._left_ns)
+        self._written = written
+        while self._unwritten and self._unwritten[0].last <= written:
+            sent = self._unwritten.popleft()
+            sent.recorder.written(sent.turn, now_ns)
 
     def confirm(self) -> None:
-        """Account for what the broker has answered."""
+        """Account for what the broker has answered, and for what was written at QoS 0."""
+        refused = False
+        successes: list[Stream] = []
+        pubacks: dict[Recorder, list[int]] = {}
         for token, reason in self._publisher.confirmed():
-            self.publish_refusals += bool(reason)
-            stream = self._waiting.pop(token, None)
-            topic = self._state_tokens.pop(token, None)
-            event = self._event_tokens.pop(token, None)
-            if topic is not None and reason:
-                self._refused_states.add(topic)
-            if event is not None and reason:
-                self._ledger.event_dropped(*event, _in_short(reason))
-            if stream is not None and reason:
-                self._ledger.result_dropped(*stream, _in_short(reason))
-            elif stream is not None:
-                self._ledger.confirmed(*stream)
+            stream, recorder = self._waiting.pop(token, NOT_A_RESULT)
+            left_ns = self._left_ns.pop(token, NOT_YET) if self._left_ns else NOT_YET
+            if reason or stream is None or recorder is None:
+                refused |= stream is not None
+                self._note_fate(token, stream, reason)
+                continue
+            successes.append(stream)
+            if left_ns != NOT_YET:
+                pubacks.setdefault(recorder, []).append(self._polled_ns - left_ns)
+        if refused:
+            self._unwritten = deque(s for s in self._unwritten if s.last in self._waiting)
+        for stream, n in tally(successes).items():
+            self._ledger.confirmed(*stream, n)
+        for recorder, durations_ns in pubacks.items():
+            recorder.record_all("puback", durations_ns)
+
+    def _note_fate(self, token: int, stream: Stream | None, reason: str) -> None:
+        """Of a result that was not delivered, or of any other document."""
+        self.publish_refusals += bool(reason)
+        topic = self._state_tokens.pop(token, None)
+        event = self._event_tokens.pop(token, None)
+        if topic is not None and reason:
+            self._refused_states.add(topic)
+        if event is not None and reason:
+            self._ledger.event_dropped(*event, _in_short(reason))
+        if stream is not None:
+            self._ledger.result_dropped(*stream, _in_short(reason))
 
     def _may_begin(self, lane: Lane) -> bool:
         return lane.has_work and len(self._waiting) < self._max_waiting

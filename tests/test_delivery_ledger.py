@@ -71,7 +71,7 @@ class Device:
 
     def take(self, key: tuple[str, str]) -> None:
         taken, windows = Counter({key: self.queues.pop(key, 0)}), 0
-        made = turn(key[0], messages=[Queued(key[1], MESSAGE, 0)] * taken[key])
+        made = turn(key[0], messages=[Queued(key[1], MESSAGE)] * taken[key])
         for _ in range(taken[key]):
             fate = self.rng.choice(("accepted", "accepted", "duplicate", "late", "dead"))
             if fate == "accepted":

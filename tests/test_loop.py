@@ -407,4 +407,26 @@ def test_publish_and_end_to_end_times_are_recorded() -> None:
     bench.steps()
 
     summary = bench.loop._lanes["p"].recorder.summary()
-    assert {"receive", "queue", "decode", "window", "infer", "decide", "publish", "e2e"} <= set(summary)
+    assert set(summary) == {"queue", "decode", "window", "wait", "infer", "decide", "publish", "puback", "e2e"}
+
+
+def test_an_answer_is_timed_from_when_its_own_message_left_and_a_turn_from_its_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    left = 1
+    monkeypatch.setattr(MemoryClient, "written", property(lambda _client: left))
+    bench.clock.advance(5.0)
+    for _ in range(2):
+        bench.arrive(STILL)
+    bench.loop.step(0.0)
+    (lane,) = bench.loop._lanes.values()
+    partly = lane.recorder.summary()
+    left = 99
+    bench.arrive(STILL)
+    bench.steps()
+
+    assert bench.account().confirmed == 3
+    assert partly["puback"].count == 1
+    assert "publish" not in partly
+    assert (lane.recorder.total("publish").count, lane.recorder.total("puback").count) == (3, 2)

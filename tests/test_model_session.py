@@ -3,12 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from bundles import REFERENCE, means_manifest, means_model, write_means_bundle
+from bundles import REFERENCE, means_manifest, means_model, slow_model, write_means_bundle
 from onnx import TensorProto, helper
 
 from edge_runtime.errors import BundleError, DependencyError, ProviderError
@@ -37,6 +38,37 @@ def test_a_batch_gives_what_its_windows_give_one_by_one(tmp_path: Path) -> None:
 
     assert np.allclose(scores, inputs.mean(axis=1), atol=1e-6)
     assert np.array_equal(scores, np.concatenate([subject.predict(inputs[i : i + 1]) for i in range(11)]))
+
+
+def test_scores_stay_as_they_are_when_the_next_window_is_predicted(tmp_path: Path) -> None:
+    subject = session(write_means_bundle(tmp_path / "m.edge"))
+    windows = np.random.default_rng(2).random((20, 4, 2), dtype=np.float32)
+
+    kept = [subject.predict(windows[i : i + 1]) for i in range(20)]
+
+    assert np.allclose(np.concatenate(kept), windows.mean(axis=1), atol=1e-6)
+
+
+def test_threads_that_predict_at_the_same_time_get_their_own_scores(tmp_path: Path) -> None:
+    subject = session(write_means_bundle(tmp_path / "m.edge", model=slow_model(length=4, channels=2)))
+    windows = np.random.default_rng(3).random((4, 50, 1, 4, 2), dtype=np.float32) * 40
+
+    def scores(own: np.ndarray) -> np.ndarray:
+        return np.concatenate([subject.predict(window) for window in own])
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(scores, windows))
+
+    assert np.allclose(found, windows[:, :, 0].mean(axis=2), atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_window_may_lie_in_memory_as_it_likes(tmp_path: Path, order: str) -> None:
+    subject = session(write_means_bundle(tmp_path / "m.edge"))
+    inputs = np.asarray(np.random.default_rng(4).random((3, 4, 2), dtype=np.float32), order=order)
+
+    for n in (1, 3):
+        assert np.allclose(subject.predict(inputs[:n]), inputs[:n].mean(axis=1), atol=1e-6)
 
 
 def test_a_graph_with_a_fixed_batch_of_one_is_run_window_by_window(tmp_path: Path) -> None:
@@ -144,6 +176,10 @@ def test_the_provider_asked_for_is_the_provider_got_or_an_error_naming_what_ther
     assert session(path)._session.get_providers()[0] == "CPUExecutionProvider"
     with pytest.raises(ProviderError, match="CUDAExecutionProvider is not available; available: .*CPU.*gpu"):
         session(path, provider="CUDAExecutionProvider")
+
+
+def test_a_run_that_fails_is_not_repeated_on_another_provider(tmp_path: Path) -> None:
+    assert session(write_means_bundle(tmp_path / "m.edge"))._session._enable_fallback is False
 
 
 def test_logits_become_scores_and_reconstructions_an_error() -> None:

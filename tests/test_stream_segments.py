@@ -55,7 +55,7 @@ def message(n: int, moving: float, stream: str = "a") -> Queued:
     """Message n of a stream, taken 0.2 n seconds after second 1,000; both rows score as given."""
     still = moving if moving == NOT_A_NUMBER else 1 - moving
     body = {"n": n, "t": 1000 + n / 5, "v": [[still, moving]] * 2}
-    return Queued(stream, Message("t", json.dumps(body).encode(), 0, qos=1), 0)
+    return Queued(stream, Message("t", json.dumps(body).encode(), 0, qos=1))
 
 
 def events(*scores: float, **options: object) -> list[Segment]:
@@ -114,8 +114,8 @@ def test_label_and_model_are_those_of_the_peak() -> None:
     segments = Segments()
     (result,) = pipeline().process([message(0, 0.9)]).results
     for label, model, evidence in (("worn", "m@1", 0.6), ("broken", "m@2", 0.8), ("worn", "m@3", 0.7)):
-        segments.see(msgspec.structs.replace(result, label=label, model=model), evidence, fresh=False)
-    event = segments.see(msgspec.structs.replace(result, alarm=False), 0.0, fresh=False)
+        segments.extend(msgspec.structs.replace(result, label=label, model=model), evidence, fresh=False)
+    event = segments.end(result.stream)
 
     assert (event.label, event.model, event.peak_score, event.windows) == ("broken", "m@2", 0.8, 3)
 
@@ -206,15 +206,14 @@ def test_events_do_not_depend_on_how_messages_were_cut_into_turns(steps, cuts, k
     assert sorted(summary) == sorted(expected(whole.results))
     still_open = {stream: segment for turn in turns for stream, segment in turn.segments.items()}
     assert still_open == whole.segments
-    assert {stream: segment for stream, segment in still_open.items() if segment} == made._segments.open
+    assert {stream: segment for stream, segment in still_open.items() if segment} == made._results._segments.open
 
 
 def test_the_segments_of_streams_that_are_not_in_alarm_take_no_memory() -> None:
-    segments = Segments()
-    (result,) = pipeline().process([message(0, 0.1)]).results
+    made = pipeline()
+    made.process([message(0, 0.9), message(1, 0.1), message(2, 0.1)])
 
-    assert segments.see(result, 0.1, fresh=True) is None
-    assert segments.open == {}
+    assert made._results._segments.open == {}
 
 
 def test_a_gap_before_a_window_that_had_to_be_dropped_is_still_told() -> None:
@@ -224,3 +223,5 @@ def test_a_gap_before_a_window_that_had_to_be_dropped_is_still_told() -> None:
     [event] = turn.events
     assert "gap" in event.flags
     assert event.windows == 2
+    [next_event] = subject.process([message(8, 1.0), message(9, 0.0)]).events
+    assert next_event.flags == ()

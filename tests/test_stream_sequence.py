@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.records import Message
+from edge_runtime.records import Message, Rows
+from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.sequence import SequenceTracker
 
 MEMORY = 64
@@ -14,7 +16,7 @@ def message(content: int, *, dup: bool = False, qos: int = 1) -> Message:
 
 
 def tracker() -> SequenceTracker:
-    return SequenceTracker("s", "run", memory=MEMORY)
+    return SequenceTracker("run", memory=MEMORY)
 
 
 def verdicts(numbers: list[int], subject: SequenceTracker | None = None) -> list[str]:
@@ -42,7 +44,7 @@ def test_a_producer_that_starts_over_begins_a_new_epoch() -> None:
 
     again = subject.see(message(0), 0)
 
-    assert (again.verdict, again.restarted, again.mark.epoch) == ("new", True, 1)
+    assert (again.verdict, again.restarted, subject.mark.epoch) == ("new", True, 1)
     assert subject.see(message(1), 1).restarted is False
 
 
@@ -51,10 +53,12 @@ def test_a_number_seen_before_with_other_content_begins_a_new_epoch() -> None:
     for n in range(3):
         subject.see(message(n), n)
 
+    before = subject.epoch
+
     again = subject.see(message(77), 0)
 
     assert (again.verdict, again.restarted) == ("new", True)
-    assert len({again.key, tracker().see(message(0), 0).key}) == 2
+    assert (before, subject.epoch, subject.number) == ("0", "1", 0)
 
 
 def test_numbers_older_than_the_bitmap_begin_a_new_epoch() -> None:
@@ -88,10 +92,62 @@ def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_and_cancels_on
 
 
 def test_without_numbers_messages_are_counted_and_keys_differ_between_runs() -> None:
-    first, second = SequenceTracker("s", "a", memory=9), SequenceTracker("s", "b", memory=9)
+    keys = []
+    for run in "ab":
+        subject = SequenceTracker(run, memory=9)
+        for _ in range(3):
+            subject.see(message(9), None)
+            keys.append((subject.epoch, subject.number))
 
-    assert [first.see(message(9), None).number for _ in range(3)] == [0, 1, 2]
-    assert second.see(message(9), None).key != SequenceTracker("s", "a", memory=9).see(message(9), None).key
+    assert keys == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 80)), min_size=1, max_size=12),
+    numbered=st.booleans(),
+    qos=st.integers(0, 1),
+)
+def test_messages_that_follow_are_remembered_together_as_one_after_the_other(steps, numbered, qos) -> None:
+    one, many, at = tracker(), tracker(), 0
+    for skipped, n in steps:
+        at += skipped
+        numbers = list(range(at, at + n))
+        messages = [message(i, qos=qos) for i in numbers]
+        rows = Rows(np.zeros((n, 1), np.float32), numbers if numbered else None)
+        taken = Burst("s", messages, [0] * n, [0] * n, rows)
+        if not (skipped and numbered) and many.number >= 0:
+            assert many.following(taken) == n
+        begin = 0 if many.following(taken) else 1
+        for i in range(begin):
+            many.see(messages[i], numbers[i] if numbered else None)
+        rest = taken.part(begin, n)
+        assert many.following(rest) == n - begin
+        found = many.take(rest) if n > begin else range(0)
+        for i, subject in enumerate(messages):
+            one.see(subject, numbers[i] if numbered else None)
+        assert (many.mark, many.number, many.epoch) == (one.mark, one.number, one.epoch)
+        assert list(found) == list(range(one.number - len(found) + 1, one.number + 1))
+        assert (many._contents, many._recent, many._recent_counts) == (one._contents, one._recent, one._recent_counts)
+        at += n
+
+
+def test_a_burst_follows_up_to_the_first_message_that_does_not() -> None:
+    def following(seqs: list[int] | None, dup: int | None = None) -> int:
+        subject = tracker()
+        subject.see(message(5), 5)
+        messages = [message(i, dup=i == dup) for i in range(4)]
+        return subject.following(Burst("s", messages, [0] * 4, [0] * 4, Rows(np.zeros((4, 1), np.float32), seqs)))
+
+    assert [following(seqs) for seqs in ([6, 7, 8, 9], [6, 7, 9, 10], [6, 6, 7, 8], [7, 8, 9, 10])] == [4, 2, 1, 0]
+    assert [following(None, dup) for dup in (None, 2, 0)] == [4, 2, 0]
+
+
+def test_contents_that_were_all_cancelled_are_forgotten_in_their_turn() -> None:
+    subject = SequenceTracker("run", memory=2)
+    seen = [subject.see(message(1, dup=dup), None).verdict for dup in (False, False, True, True)]
+    seen += [subject.see(message(content), None).verdict for content in (2, 3, 4)]
+
+    assert seen == ["new", "new", "duplicate", "duplicate", "new", "new", "new"]
 
 
 def test_memory_of_redeliveries_is_bounded() -> None:
@@ -111,6 +167,6 @@ def test_every_number_of_a_window_is_taken_at_most_once(numbers: list[int]) -> N
     for n in numbers:
         sighting = subject.see(message(n), n)
         if sighting.verdict == "new":
-            epoch = taken.setdefault(sighting.mark.epoch, set())
+            epoch = taken.setdefault(subject.mark.epoch, set())
             assert n not in epoch
             epoch.add(n)

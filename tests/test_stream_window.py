@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.records import Samples, SequenceMark, Window
-from edge_runtime.stream.sequence import Sighting
+from edge_runtime.records import Message, Rows, Samples, Window
+from edge_runtime.stream.bursts import Burst
+from edge_runtime.stream.sequence import NEXT, Sighting
 from edge_runtime.stream.window import Windower, WindowSettings
 
 NS = 1_000_000_000
@@ -26,8 +28,8 @@ class Feed:
         number = self.number + lost
         self.number = number + 1
         samples = Samples("s", array, times.get("received_ns", 0), number if seq else None, times.get("sensor_ns"))
-        sighting = Sighting("new", number, f"s|0|{number}", SequenceMark(number, 1, 0), lost, restarted)
-        return self.windower.push(samples, sighting, unix_offset_ns=1000 * NS)
+        sighting = Sighting("new", lost, restarted) if lost or restarted else NEXT
+        return self.windower.push(samples, ("0", number), sighting, unix_offset_ns=1000 * NS)
 
 
 def values(windows: list[Window]) -> list[list[float]]:
@@ -60,6 +62,120 @@ def test_windows_do_not_depend_on_how_the_stream_was_cut(chunks: list[int], leng
 
     starts = range(0, total - length + 1, hop)
     assert values(windows) == [list(range(start, start + length)) for start in starts]
+
+
+@given(
+    sizes=st.lists(st.sampled_from([3, 3, 3, 3, 1, 2]), min_size=1, max_size=30),
+    hop=st.sampled_from([3, 4, 7]),
+    sensor=st.booleans(),
+)
+def test_a_message_that_is_a_whole_window_is_cut_like_any_other(sizes: list[int], hop: int, sensor: bool) -> None:
+    """Where gaps are bridged every sample goes through the buffer."""
+    direct, buffered = (Feed(samples=3, hop=hop, rate_hz=10.0, max_gap_samples=most) for most in (0, 1))
+    at = 0
+    for size in sizes:
+        times = {"sensor_ns" if sensor else "received_ns": at * NS // 10}
+        found, wanted = (feed.push(list(range(at, at + size)), **times) for feed in (direct, buffered))
+        assert told(found) == told(wanted)
+        at += size
+
+
+@given(
+    bursts=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=20),
+    length=st.integers(1, 5),
+    hop=st.integers(1, 7),
+    lead_in=st.integers(0, 4),
+    sensor=st.booleans(),
+)
+def test_a_burst_is_cut_as_its_messages_one_after_the_other_are(bursts, length, hop, lead_in, sensor) -> None:
+    settings, lead_in = WindowSettings(samples=length, hop=hop, max_gap_samples=2), min(lead_in, length - 1)
+    one, many = (Windower(settings, channels=1, rate_hz=10.0, lead_in=lead_in) for _ in range(2))
+    at = 0
+    for n, gap in bursts:
+        taken = burst(at, n, sensor=sensor)
+        singles = [taken.part(i, n).first() for i in range(n)]
+        wanted = [
+            one.push(single, ("0", single.seq), gap_before(gap and not i), unix_offset_ns=NS)
+            for i, single in enumerate(singles)
+        ]
+        found = many.push(singles[0], ("0", at), gap_before(gap), unix_offset_ns=NS) if gap else []
+        if n > gap:
+            found += push_burst(many, taken.part(gap, n))
+        assert told(found) == [window for windows in wanted for window in told(windows)]
+        at += n
+
+
+def burst(at: int, n: int, *, sensor: bool) -> Burst:
+    """Messages whose number, value and time are their position."""
+    numbers, received_ns = list(range(at, at + n)), [i * NS // 10 for i in range(at, at + n)]
+    rows = Rows(np.array(numbers, np.float32).reshape(n, 1), numbers, received_ns if sensor else None)
+    return Burst("s", [Message("t", b"", at_ns) for at_ns in received_ns], received_ns, [0] * n, rows)
+
+
+def push_burst(windower: Windower, taken: Burst) -> list[Window]:
+    numbers = range(int(taken.rows.values[0, 0]), int(taken.rows.values[-1, 0]) + 1)
+    return windower.push_burst(taken, "0", numbers, unix_offset_ns=NS, keep_all=lambda found: list(found.copy()))
+
+
+def gap_before(gap: bool) -> Sighting:
+    return Sighting("new", 2) if gap else NEXT
+
+
+def told(windows: list[Window]) -> list[dict[str, object]]:
+    return [msgspec.structs.asdict(window) | {"values": window.values.tolist()} for window in windows]
+
+
+def test_a_burst_follows_up_to_the_first_pause() -> None:
+    windower = Windower(WindowSettings(samples=4, hop=4), channels=1, rate_hz=10.0)
+
+    def following(at: list[int]) -> int:
+        taken = burst(0, len(at), sensor=False)
+        rows = Rows(taken.rows.values)
+        return windower.following(Burst("s", taken.messages, [i * NS // 10 for i in at], taken.given_up, rows))
+
+    assert [following(at) for at in ([0, 1, 2], [0, 1, 30], [0, 30, 31])] == [3, 2, 1]
+    push_burst(windower, burst(0, 8, sensor=False))
+    assert [following(at) for at in ([8, 9, 10], [8, 9, 40], [40, 41, 42])] == [3, 2, 0]
+
+
+def test_a_message_lost_after_a_burst_is_worth_one_sample() -> None:
+    windower = Windower(WindowSettings(samples=6, hop=6, max_gap_samples=2), channels=1, rate_hz=None)
+    windower.push(Samples("s", np.zeros((2, 1), np.float32), 0, 0), ("0", 0), unix_offset_ns=0)
+    push_burst(windower, burst(1, 2, sensor=False))
+    (window,) = windower.push(burst(4, 1, sensor=False).first(), ("0", 4), Sighting("new", 1), unix_offset_ns=0)
+
+    assert (values([window]), window.missing) == ([[0, 0, 1, 2, 2, 4]], 1)
+
+
+def test_a_pause_after_a_message_that_was_a_whole_window_is_bridged_by_its_last_row() -> None:
+    feed = Feed(samples=4, hop=4, rate_hz=10.0, max_gap_samples=2)
+    feed.push([0, 1, 2, 3], seq=False, sensor_ns=0)
+    (window,) = feed.push([6, 7], seq=False, sensor_ns=6 * NS // 10)
+
+    assert (values([window]), window.missing) == ([[3, 3, 6, 7]], 2)
+
+
+def test_bursts_survive_many_times_the_buffer() -> None:
+    windower = Windower(WindowSettings(samples=3, hop=3), channels=1, rate_hz=None)
+    windows = [window for at in range(0, 6000, 60) for window in push_burst(windower, burst(at, 60, sensor=False))]
+
+    assert values(windows) == [[i, i + 1, i + 2] for i in range(0, 6000, 3)]
+
+
+def test_samples_that_no_window_wants_take_no_memory() -> None:
+    feed = Feed(samples=2, hop=50_000)
+    for at in range(9000):
+        feed.push([at])
+
+    assert len(feed.windower._origins) < 2500
+
+
+def test_marked_gaps_take_no_memory_once_the_windows_have_moved_on() -> None:
+    feed = Feed(samples=2, hop=2, on_gap="mark")
+    windows = [window for i in range(50) for window in feed.push([i, i], lost=1)]
+
+    assert [window.gap for window in windows] == [False] * 50
+    assert len(feed.windower._joints) <= 1
 
 
 def test_windows_survive_many_times_the_buffer() -> None:

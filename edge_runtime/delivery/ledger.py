@@ -22,8 +22,9 @@ derived from the other terms; otherwise the check could not fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -34,6 +35,7 @@ ALL = "*"
 MOST_SHOWN = 10
 
 Key = tuple[str, str]
+T = TypeVar("T")
 Equation = Literal["messages", "windows", "results"]
 
 
@@ -66,6 +68,11 @@ class Account(msgspec.Struct):
     events_dropped: dict[str, int] = {}
     lost_before_us: int = 0
     restarts: int = 0
+
+
+REASONS = ("dropped", "windows_dropped", "results_dropped", "events_dropped")
+COUNTS = tuple(field for field in Account.__struct_fields__[2:] if field not in REASONS)
+_counts = attrgetter(*COUNTS)
 
 
 class Imbalance(msgspec.Struct, frozen=True):
@@ -145,7 +152,7 @@ class Ledger:
         turn.results are those to be sent; a result that is not published is in turn.unchanged only.
         """
         pipeline = turn.pipeline
-        for stream, n in _tally(stream for stream, _, _ in turn.accepted).items():
+        for stream, n in tally([stream for stream, _, _ in turn.accepted]).items():
             self._account(pipeline, stream).accepted += n
         for stream, n in turn.duplicates.items():
             self._account(pipeline, stream).duplicates += n
@@ -155,7 +162,7 @@ class Ledger:
             self.dead_lettered(pipeline, letter.stream)
         for (stream, reason), n in turn.window_drops.items():
             self.window_dropped(pipeline, stream, reason, n)
-        for stream, n in _tally(result.stream for result in turn.results).items():
+        for stream, n in tally([result.stream for result in turn.results]).items():
             self._account(pipeline, stream).results += n
         for segment in turn.events:
             self._account(pipeline, segment.stream).events += 1
@@ -187,9 +194,10 @@ class Ledger:
         by_pipeline: dict[str, list[Account]] = {}
         for account in accounts:
             by_pipeline.setdefault(account.pipeline, []).append(account)
+        pipelines = tuple(_total(pipeline, ALL, group) for pipeline, group in by_pipeline.items())
         return LedgerView(
-            pipelines=tuple(_total(pipeline, ALL, group) for pipeline, group in by_pipeline.items()),
-            overall=_total(ALL, ALL, accounts),
+            pipelines=pipelines,
+            overall=_total(ALL, ALL, pipelines),
             imbalances=tuple(off for account in accounts for off in imbalances(account)),
         )
 
@@ -211,20 +219,20 @@ class Ledger:
         return account
 
 
-def imbalances(account: Account) -> Iterator[Imbalance]:
+def imbalances(account: Account) -> list[Imbalance]:
     """The equations of one stream that do not hold."""
     a = account
-    messages = a.accepted + a.duplicates + sum(a.dropped.values()) + a.dead_lettered + a.queued
-    windows = a.results + sum(a.windows_dropped.values()) + a.in_flight
-    results = a.confirmed + a.waiting + a.unchanged + sum(a.results_dropped.values())
+    messages = a.accepted + a.duplicates + a.dead_lettered + a.queued + (sum(a.dropped.values()) if a.dropped else 0)
+    windows = a.results + a.in_flight + (sum(a.windows_dropped.values()) if a.windows_dropped else 0)
+    results = a.confirmed + a.waiting + a.unchanged + (sum(a.results_dropped.values()) if a.results_dropped else 0)
+    if a.received == messages and a.windows == windows and a.results == results:
+        return []
     equations: tuple[tuple[Equation, int, int], ...] = (
         ("messages", a.received, messages),
         ("windows", a.windows, windows),
         ("results", a.results, results),
     )
-    for equation, left, right in equations:
-        if left != right:
-            yield Imbalance(a.pipeline, a.stream, equation, left, right)
+    return [Imbalance(a.pipeline, a.stream, *equation) for equation in equations if equation[1] != equation[2]]
 
 
 def render(view: LedgerView) -> str:
@@ -265,22 +273,22 @@ def _render_drops(drops: Mapping[str, int]) -> str:
     return f"dropped {sum(drops.values()):,}" + (f" ({reasons})" if reasons else "")
 
 
-def _total(pipeline: str, stream: str, accounts: Iterable[Account]) -> Account:
+def _total(pipeline: str, stream: str, accounts: Sequence[Account]) -> Account:
     """The sum of accounts, under a name of its own."""
     total = Account(pipeline, stream)
-    for account in accounts:
-        for field in account.__struct_fields__[2:]:
-            value = getattr(account, field)
-            if isinstance(value, dict):
-                for reason, n in value.items():
-                    _add(getattr(total, field), reason, n)
-            else:
-                setattr(total, field, getattr(total, field) + value)
+    for field, n in zip(COUNTS, map(sum, zip(*map(_counts, accounts), strict=True)), strict=False):
+        setattr(total, field, n)
+    for field in REASONS:
+        into = getattr(total, field)
+        for account in accounts:
+            for reason, n in getattr(account, field).items():
+                _add(into, reason, n)
     return total
 
 
-def _tally(streams: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+def tally(streams: Iterable[T]) -> dict[T, int]:
+    """How often each occurs. For the few items of a light load a Counter takes ten times as long."""
+    counts: dict[T, int] = {}
     for stream in streams:
         counts[stream] = counts.get(stream, 0) + 1
     return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -34,14 +34,20 @@ class _Waiting:
 
 
 class InputQueue:
-    """The waiting messages of one pipeline, a bounded queue per stream, served in turn."""
+    """The waiting messages of one pipeline, a bounded queue per stream, served in turn.
+
+    As long as no bound can be met they lie in one list, in order of arrival, and a `take` of all of them is the list
+    itself; they are dealt out to their streams only when some must give way or wait for others.
+    """
 
     def __init__(self, settings: QueueSettings, *, max_streams: int) -> None:
         self._max = 1 if settings.when_full == "latest_only" else settings.max
         self._max_bytes = settings.max_bytes
         self._max_streams = max_streams
+        self._arrived: list[Queued] = []
         self._streams: dict[str, _Waiting] = {}
         self._serving: dict[str, _Waiting] = {}
+        self._owing: set[str] = set()
         self._count = 0
         self._bytes = 0
 
@@ -50,7 +56,14 @@ class InputQueue:
 
     def depths(self) -> Mapping[str, int]:
         """Waiting messages per stream."""
-        return {stream: len(waiting.messages) for stream, waiting in self._serving.items()}
+        depths = Counter(queued.stream for queued in self._arrived)
+        depths.update({stream: len(waiting.messages) for stream, waiting in self._serving.items()})
+        return depths
+
+    def oldest_ns(self) -> int | None:
+        """When the message was received that has waited longest; None when none waits."""
+        heads = [waiting.messages[0] for waiting in self._serving.values()]
+        return min((queued.message.received_ns for queued in heads + self._arrived[:1]), default=None)
 
     def admits(self, stream: str) -> bool:
         """Whether it is one of the first max_streams that were seen; all that is kept per stream relies on it."""
@@ -60,20 +73,25 @@ class InputQueue:
             self._streams[stream] = _Waiting()
         return True
 
-    def offer(self, queued: Queued) -> list[Queued]:
-        """Put a message of an admitted stream in line; the messages that had to give way, which may include it."""
-        waiting = self._streams[queued.stream]
-        self._append(queued, waiting)
-        gave_way = []
-        while waiting.messages and (len(waiting.messages) > self._max or self._bytes > self._max_bytes):
-            oldest = self._pop(queued.stream, waiting)
-            waiting.given_up += 1 + oldest.given_up
-            gave_way.append(oldest)
-        return gave_way
+    def offer(self, batch: list[Queued]) -> list[Queued]:
+        """Put messages of admitted streams in line; those that had to give way, which may be some of them."""
+        count = self._count + len(batch)
+        size = self._bytes + sum([len(queued.message.payload) for queued in batch])
+        if count <= self._max and size <= self._max_bytes and not (self._serving or self._owing):
+            self._arrived += batch
+            self._count, self._bytes = count, size
+            return []
+        self._deal_out()
+        return [gave_way for queued in batch for gave_way in self._squeeze_in(queued)]
 
     def take(self, limit: int) -> list[Queued]:
-        """At most limit messages, one of each stream in turn, each stream in its own order."""
-        taken: list[Queued] = []
+        """At most limit messages, each stream in its own order; when that is not all, one of each stream in turn."""
+        if self._count <= limit and not self._serving:
+            taken, self._arrived = self._arrived, []
+            self._count = self._bytes = 0
+            return taken
+        self._deal_out()
+        taken = []
         while self._serving and len(taken) < limit:
             stream, waiting = next(iter(self._serving.items()))
             queued = self._pop(stream, waiting)
@@ -82,6 +100,7 @@ class InputQueue:
             if waiting.given_up:
                 queued = msgspec.structs.replace(queued, given_up=queued.given_up + waiting.given_up)
                 waiting.given_up = 0
+                self._owing.discard(stream)
             taken.append(queued)
         return taken
 
@@ -89,6 +108,25 @@ class InputQueue:
         """The last messages of a `take`, unused: they are the next of their streams again."""
         for queued in reversed(messages):
             self._append(queued, self._streams[queued.stream], left=True)
+
+    def _deal_out(self) -> None:
+        """From the one list to the queue of each stream."""
+        arrived, self._arrived = self._arrived, []
+        for queued in arrived:
+            waiting = self._streams[queued.stream]
+            waiting.messages.append(queued)
+            self._serving[queued.stream] = waiting
+
+    def _squeeze_in(self, queued: Queued) -> list[Queued]:
+        waiting = self._streams[queued.stream]
+        self._append(queued, waiting)
+        gave_way = []
+        while waiting.messages and (len(waiting.messages) > self._max or self._bytes > self._max_bytes):
+            oldest = self._pop(queued.stream, waiting)
+            waiting.given_up += 1 + oldest.given_up
+            self._owing.add(queued.stream)
+            gave_way.append(oldest)
+        return gave_way
 
     def _append(self, queued: Queued, waiting: _Waiting, *, left: bool = False) -> None:
         (waiting.messages.appendleft if left else waiting.messages.append)(queued)

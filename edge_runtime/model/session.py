@@ -8,7 +8,9 @@ import platform
 import struct
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ from edge_runtime.records import Floats, State
 if TYPE_CHECKING:
     import onnxruntime
 
+CPU = "CPUExecutionProvider"
+INLINE_LIMIT_MS = 1.0
 WARM_UP_RUNS = 30
 WARM_UP_NS = 300_000_000
 FIXED_ENTRIES = {
@@ -38,7 +42,7 @@ VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a model runs here. max_batch: windows per run. intra_op_threads: threads inside one operator."""
 
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU
     intra_op_threads: int = 1
     max_batch: int = 64
 
@@ -88,6 +92,7 @@ def create(model: bytes, *, settings: SessionSettings, entries: dict[str, str]) 
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
     if session.get_providers()[0] != settings.provider:
         raise ProviderError(settings.provider, session.get_providers())
+    session.disable_fallback()  # a run that fails would be repeated on another provider, which stands nowhere
     return session
 
 
@@ -105,8 +110,44 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
     return not VNNI_FLAGS.isdisjoint(flags)
 
 
+class _SingleRun:
+    """Runs of one window on arrays that were bound once, which neither look up names nor allocate.
+
+    ONNX Runtime knows these arrays by their addresses alone: they live and stay where they are as long as this does.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, feed: tuple[str, Floats], fetch: tuple[str, Floats]
+    ) -> None:
+        """feed, fetch: names, and arrays like those a run of one window takes and returns."""
+        self._window, self._output = np.empty_like(feed[1]), np.empty_like(fetch[1])
+        self._binding = session.io_binding()
+        for bind, name, array in (
+            (self._binding.bind_input, feed[0], self._window),
+            (self._binding.bind_output, fetch[0], self._output),
+        ):
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._run = session.run_with_iobinding
+        self._lock = Lock()
+
+    def run(self, window: Floats) -> Floats | None:
+        """What the graph returns; None while another thread is here. window: (1, ...)."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._window[...] = window
+            self._run(self._binding)
+            return self._output.copy()
+        finally:
+            self._lock.release()
+
+
 class Session:
-    """One model, loaded, checked against its manifest and proven on its golden vectors."""
+    """One model, loaded, checked against its manifest and proven on its golden vectors.
+
+    is_streaming: the model carries a state from window to window of a stream: `step` does that. dynamic_batch: a run
+    may have several windows. infer_ns: median time of one window. Threads may predict at the same time.
+    """
 
     def __init__(
         self, bundle: Bundle, settings: SessionSettings, *, now_ns: Callable[[], int] = time.perf_counter_ns
@@ -126,14 +167,12 @@ class Session:
         self._outputs = [manifest.output.name, *(state.output for state in manifest.states)]
         self.dynamic_batch = check_signature(bundle, self._session.get_inputs(), self._session.get_outputs())
         self._largest_batch = settings.max_batch if self.dynamic_batch else 1
+        self.is_streaming = bool(manifest.states)
         self._run = self._session.run
+        self._single: _SingleRun | None = None
+        self._to_scores = SCORES[manifest.output.kind]
         self.golden_error = self._check_golden(bundle)
         self.infer_ns = self._measure(bundle.golden.inputs[:1], now_ns)
-
-    @property
-    def is_streaming(self) -> bool:
-        """Whether the model carries a state from window to window of a stream: `step` does that."""
-        return bool(self.manifest.states)
 
     def predict(self, inputs: Floats) -> Floats:
         """Scores of a batch.
@@ -143,11 +182,9 @@ class Session:
         """
         if self.is_streaming:
             return self.step(inputs, [self.initial()] * len(inputs))[0]
-        if len(inputs) <= self._largest_batch:
-            raw = self._run(self._outputs, {self._input: inputs, **self._scalars})[0]
-        else:
-            raw = self._run_in_parts(inputs, self._largest_batch)
-        return scores_of(self.manifest.output.kind, inputs, raw)
+        size = self._largest_batch
+        raw = self._run_once(inputs) if len(inputs) <= size else self._run_in_parts(inputs, size)
+        return self._to_scores(inputs, raw)
 
     def initial(self) -> State:
         """The state a stream begins with: zeros."""
@@ -159,7 +196,7 @@ class Session:
         inputs: (streams, ...) float32 in the model's layout. Returns scores as `predict` does.
         """
         raw, after = self._step_raw(inputs, states)
-        return scores_of(self.manifest.output.kind, inputs, raw), after
+        return self._to_scores(inputs, raw), after
 
     def _step_raw(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
         size = self._largest_batch
@@ -182,9 +219,14 @@ class Session:
         ]
         return raw, [tuple(array.copy() for array in of_stream) for of_stream in zip(*split, strict=True)]
 
+    def _run_once(self, inputs: Floats) -> Floats:
+        if len(inputs) == 1 and self._single is not None and (raw := self._single.run(inputs)) is not None:
+            return raw
+        returned: Floats = self._run(self._outputs, {self._input: inputs, **self._scalars})[0]
+        return returned
+
     def _run_in_parts(self, inputs: Floats, step: int) -> Floats:
-        feeds = ({self._input: inputs[i : i + step], **self._scalars} for i in range(0, len(inputs), step))
-        joined: Floats = np.concatenate([self._run(self._outputs, feed)[0] for feed in feeds])
+        joined: Floats = np.concatenate([self._run_once(inputs[i : i + step]) for i in range(0, len(inputs), step)])
         return joined
 
     def _run_as_streams(self, streams: Sequence[Floats]) -> list[Floats]:
@@ -226,6 +268,9 @@ class Session:
 
     def _golden_batches(self, golden: Golden) -> list[tuple[Floats, Floats]]:
         """Alone, in pairs and together: what came out, and what was wanted."""
+        one = golden.inputs[:1]
+        if self.settings.provider == CPU and not self._scalars:
+            self._single = _SingleRun(self._session, (self._input, one), (self._outputs[0], self._run_once(one)))
         steps = sorted({1, min(2, self._largest_batch), self._largest_batch})
         return [(self._run_in_parts(golden.inputs, step), golden.outputs) for step in steps]
 
@@ -238,38 +283,51 @@ class Session:
 
     def _measure(self, one: Floats, now_ns: Callable[[], int]) -> int:
         """Median time of one window in ns, after the golden vectors have warmed the session up."""
-        initial = {spec.input: array for spec, array in zip(self.manifest.states, self.initial(), strict=True)}
-        feed = {self._input: one, **self._scalars, **initial}
+        run = partial(self._step_once, one, [self.initial()]) if self.is_streaming else partial(self._run_once, one)
         times: list[int] = []
         begun_ns = now_ns()
         while len(times) < WARM_UP_RUNS and (not times or now_ns() - begun_ns < WARM_UP_NS):
             start_ns = now_ns()
-            self._run(self._outputs, feed)
+            run()
             times.append(now_ns() - start_ns)
         return sorted(times)[len(times) // 2]
 
 
-def scores_of(kind: OutputKind, inputs: Floats, raw: Floats) -> Floats:
-    """What a graph's output means: (batch, labels) in [0, 1], or (batch, 1) errors. inputs: what it was run on."""
-    if kind == "logits":
-        return softmax(raw)
-    if kind == "reconstruction":
-        return reconstruction_error(inputs, raw)
-    return np.hstack((1 - raw, raw)) if kind == "probability" else raw
-
-
 def softmax(logits: Floats) -> Floats:
     """Scores of raw logits along the last axis. logits: (batch, labels)."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
+    scores: Floats = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
     return scores
 
 
 def reconstruction_error(inputs: Floats, outputs: Floats) -> Floats:
     """Mean squared difference per window, (batch, 1), in squared units of the input."""
     difference = (outputs - inputs).reshape(len(inputs), -1)
-    error: Floats = np.mean(np.square(difference), axis=1, keepdims=True)
+    difference *= difference
+    error: Floats = np.add.reduce(difference, axis=1, keepdims=True)
+    error /= difference.shape[1]
     return error
+
+
+def both_scores(probability: Floats) -> Floats:
+    """Scores of the first label and the second. probability: (batch, 1), of the second."""
+    return np.concatenate((1 - probability, probability), axis=1)
+
+
+SCORES: dict[OutputKind, Callable[[Floats, Floats], Floats]] = {
+    "scores": lambda _inputs, raw: raw,
+    "logits": lambda _inputs, raw: softmax(raw),
+    "probability": lambda _inputs, raw: both_scores(raw),
+    "reconstruction": reconstruction_error,
+    "error": lambda _inputs, raw: raw,
+}
+"""What a graph's output means: (batch, labels) in [0, 1], or (batch, 1) errors, by what it was run on and returned."""
+
+
+def scores_of(kind: OutputKind, inputs: Floats, raw: Floats) -> Floats:
+    """What a graph's output means. inputs: what it was run on."""
+    return SCORES[kind](inputs, raw)
 
 
 def _first_line(error: Exception) -> str:

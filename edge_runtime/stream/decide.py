@@ -30,7 +30,7 @@ class DecideSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALARM_WINDOWS)] = 1
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What one window was decided to be.
 
     scores: per label. alarm: None where no alarm is configured. changed: it went on or off, or was never told.
@@ -55,7 +55,7 @@ class Decider:
         """
         self.alarms: dict[str, AlarmState] = {}
         self._labels = labels
-        self._by_error = not labels
+        self._width = len(labels) or 1
         self._k, self._window_mask = settings.k, (1 << settings.n) - 1
         if settings.k > settings.n:
             raise ValueError(f"k = {settings.k} of n = {settings.n} windows; k must be at most n")
@@ -63,22 +63,22 @@ class Decider:
         self._off_below = settings.release if settings.release is not None else self._on_at
         if self._off_below > self._on_at:
             raise ValueError(f"release = {self._off_below} lies above score = {self._on_at}")
-        self._has_alarm = self._by_error or bool(settings.alarm_on)
+        self._has_alarm = not labels or bool(settings.alarm_on)
 
     def decide(self, stream: str, row: list[float], t_unix_ns: int) -> Decision:
         """Decide one window. row: its scores. t_unix_ns: its end, the time an alarm is said to begin or end."""
-        if self._by_error:
-            error = row[0]
-            label, score, scores = ANOMALY if error >= self._on_at else NORMAL, error, {"error": error}
-            evidence = error
+        labels = self._labels
+        if len(row) != self._width:
+            raise ValueError(f"{len(row)} scores, wanted {self._width}")
+        score = max(row)
+        if labels:
+            label, scores = labels[row.index(score)], dict(zip(labels, row))  # noqa: B905  as long, by the check above
         else:
-            index = max(range(len(row)), key=row.__getitem__)
-            label, score = self._labels[index], row[index]
-            scores = dict(zip(self._labels, row, strict=True))
-            at_alarm = row[self._alarm_index]
-            evidence = 1.0 - at_alarm if self._negated else at_alarm
+            label, scores = ANOMALY if score >= self._on_at else NORMAL, {"error": score}
         if not self._has_alarm:
             return Decision(label, score, scores, None)
+        at_alarm = row[self._alarm_index]
+        evidence = 1.0 - at_alarm if self._negated else at_alarm
         before = self.alarms.get(stream)
         alarm = self.alarms[stream] = self._step(before or QUIET, evidence, t_unix_ns)
         return Decision(label, score, scores, alarm, before is None or alarm.on != before.on, evidence)

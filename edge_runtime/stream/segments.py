@@ -20,17 +20,19 @@ class Segments:
     def __init__(self) -> None:
         self.open: dict[str, Segment] = {}
 
-    def see(self, result: Result, evidence: float, *, fresh: bool) -> Segment | None:
-        """Take one decided window, published or not; the segment it has ended, if it has.
+    def extend(self, result: Result, evidence: float, *, fresh: bool) -> Segment:
+        """Take one window in alarm, published or not; the segment it is part of, as it now is.
 
         evidence: what speaks for the alarm in it. fresh: it is the first after a gap that reset its stream.
         """
-        stream = result.stream
-        if not result.alarm:
-            return self.open.pop(stream, None)
-        before = self.open.get(stream)
-        self.open[stream] = _begun(result, evidence) if before is None else _extended(before, result, evidence, fresh)
-        return None
+        before = self.open.get(result.stream)
+        segment = _begun(result, evidence) if before is None else _extended(before, result, evidence, fresh)
+        self.open[result.stream] = segment
+        return segment
+
+    def end(self, stream: str) -> Segment | None:
+        """A window of the stream is not in alarm: the segment that ends there, if one was open."""
+        return self.open.pop(stream, None)
 
 
 def _begun(result: Result, evidence: float) -> Segment:

@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edge_runtime.records import Message, Samples
+from edge_runtime.records import Floats, Message, Samples
 
 Decoder = Callable[[Message, str], Samples]
+Numbers = tuple[int | None, int | None]
+Reader = Callable[[str, bytes], tuple[Floats, Numbers]]
+NO_NUMBERS: Numbers = (None, None)
 Format = Literal["raw", "json", "msgpack", "cbor"]
 DType = Literal[
     "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"
@@ -25,7 +28,8 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale + offset. json, msgpack, cbor: `fields` names the channels of a row object; without it rows are lists, or
     bytes as raw has them (in json their base64). `path` leads to the row, or the list of rows, or the bytes, through
     nested objects ("data.accel"). seq_field and time_field are such paths too; seq_property and time_property name
-    MQTT 5 user properties. max_payload_bytes bounds one message.
+    MQTT 5 user properties. clock_synced: the times are those of clocks as true as ours, so that the way from sensor to
+    here can be timed. max_payload_bytes bounds one message.
     """
 
     topic: str
@@ -42,6 +46,7 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seq_property: str = ""
     time_property: str = ""
     time_unit: TimeUnit = "s"
+    clock_synced: bool = False
     max_payload_bytes: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
 
 
@@ -62,6 +67,10 @@ def check(source: SourceSettings) -> None:
         (len(set(source.fields)) != len(source.fields), f"fields repeats a name: {list(source.fields)}"),
         ("" in source.fields or (paths and not all(".".join(paths).split("."))), f"an empty part in a path of {paths}"),
         (twice, "sequence or time is given both as a field and as a property; one of them must go"),
+        (
+            source.clock_synced and not (source.time_field or source.time_property),
+            "clock_synced speaks of the sensors' times, wanted time_field or time_property with it",
+        ),
         (not scaled, f"scale = {source.scale}, offset = {source.offset}: wanted finite numbers"),
     ]
     for wrong, fact in problems:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edge_runtime.records import Floats, State, Window
 
@@ -58,7 +59,7 @@ class StreamStates:
             found, states = self._model.step(inputs[indices], [one.state for one in carried])
             parts.append(found)
             for row, (i, before, state) in enumerate(zip(indices, carried, states, strict=True)):
-                if all(np.isfinite(array).all() for array in state):
+                if all(map(_is_finite, state)):
                     self._streams[windows[i].stream] = _Carried(state, before.windows + 1)
                 else:
                     found[row] = np.nan
@@ -73,6 +74,10 @@ class StreamStates:
         over = self._settings.max_windows and carried.windows >= self._settings.max_windows
         fresh = window.fresh and self._settings.on_gap == "reset"
         return self._initial if over or fresh else carried
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    return 0 not in np.isfinite(array).tobytes()  # all() of numpy's takes three times as long
 
 
 def rounds(windows: Sequence[Window]) -> list[list[int]]:

@@ -6,19 +6,27 @@ Windows depend on the samples alone, never on how the stream was cut into messag
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from edge_runtime.records import Floats, Samples, Window
-from edge_runtime.stream.sequence import Sighting
+from edge_runtime.records import Floats, MessageKey, Samples, Window
+from edge_runtime.stream.bursts import Burst
+from edge_runtime.stream.sequence import NEXT, Sighting
 
 NS = 1_000_000_000
 BUFFERED_WINDOWS = 4
+MOST_ROWS = 1024
 RECEIPT_JITTER_S = 0.5
 SENSOR_JITTER_S = 0.01
+
+Keep = Callable[[Floats], Floats]
+KeepAll = Callable[[Floats], Sequence[Floats]]
+_Origin = tuple[int, int, int, bool]
 
 
 class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,17 +48,22 @@ class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_windows_per_message: Annotated[int, msgspec.Meta(ge=1)] = 1024
 
 
-class _Origin(msgspec.Struct, frozen=True):
-    """Where the samples from position on came from. t_unix_ns: time of the first of them."""
-
-    position: int
-    number: int
-    t_unix_ns: int
-    by_receipt: bool
+def most_windows_per_sample(settings: WindowSettings) -> int:
+    """How many windows a message of one sample may complete, by itself and by a gap that is bridged before it."""
+    most_bridged = settings.samples - 1
+    if settings.on_gap != "hold":
+        most_bridged = min(most_bridged, settings.max_gap_samples)
+    return most_bridged // settings.hop + 1
 
 
 class Windower:
-    """Cuts one stream. `keep` copies a view of (length, channels) to where the window's samples live on."""
+    """Cuts one stream. `keep` copies a view of (length, channels) to where the window's samples live on.
+
+    Positions count samples since the start or the last gap that reset the stream; `_base` is that of the buffer's
+    first row, `_due` the number of rows at which the next window is complete. `_origins` says where the samples from
+    a position on came from: the position, the message's number, the time of its first sample, whether by receipt.
+    always_fits: so many samples never complete more windows than a message may.
+    """
 
     def __init__(self, settings: WindowSettings, *, channels: int, rate_hz: float | None, lead_in: int = 0) -> None:
         """lead_in: zeros before the first sample, less than a window."""
@@ -58,7 +71,14 @@ class Windower:
         self._length, self._hop = settings.samples, settings.hop
         self._rate_hz = rate_hz
         self._ns_per_sample = NS / rate_hz if rate_hz else 0.0
-        self._buffer: Floats = np.empty((self._length * BUFFERED_WINDOWS + 1024, channels), np.float32)
+        self._room = self._length * BUFFERED_WINDOWS + MOST_ROWS
+        self._buffer: Floats = np.empty((self._room, channels), np.float32)
+        bridges = settings.max_gap_samples > 0 or settings.on_gap == "hold"
+        self.always_fits = settings.max_windows_per_message * settings.hop
+        self._whole = self._length if self._hop >= self._length and not bridges else 0
+        self._views = sliding_window_view(self._buffer, self._length, axis=0).swapaxes(1, 2)
+        jitter_s = settings.jitter_s
+        self._jitter_s = (RECEIPT_JITTER_S, SENSOR_JITTER_S) if jitter_s is None else (jitter_s, jitter_s)
         self._end_ns: tuple[int, bool] | None = None
         self._usual_n = 0
         self._clear()
@@ -67,18 +87,23 @@ class Windower:
         self._filled = self._lead_in
         self._buffer[: self._lead_in] = 0.0
         self._fresh = True
-        self._base = 0
-        self._next = 0
+        self._base, self._due = 0, self._length
         self._origins: deque[_Origin] = deque()
         self._held: deque[tuple[int, int]] = deque()
         self._joints: deque[int] = deque()
 
     def completes(self, n: int) -> int:
         """How many windows the next n samples complete, if no gap lies before them."""
-        return max(0, (self._base + self._filled + n - self._next - self._length) // self._hop + 1)
+        return max(0, (self._filled + n - self._due) // self._hop + 1)
 
     def push(
-        self, samples: Samples, sighting: Sighting, *, unix_offset_ns: int, keep: Callable[[Floats], Floats] = np.copy
+        self,
+        samples: Samples,
+        key: MessageKey,
+        sighting: Sighting = NEXT,
+        *,
+        unix_offset_ns: int,
+        keep: Keep = np.copy,
     ) -> list[Window]:
         """Add one message's samples; the windows they complete, oldest first.
 
@@ -86,71 +111,175 @@ class Windower:
         samples without a sensor time.
         """
         windows: list[Window] = []
-        self._close_gap(samples, sighting, windows, keep)
-        by_receipt = samples.sensor_unix_ns is None
-        n = len(samples.values)
-        start_ns = (
-            samples.received_ns + unix_offset_ns - int((n - 1) * self._ns_per_sample)
-            if samples.sensor_unix_ns is None
-            else samples.sensor_unix_ns
-        )
-        self._origins.append(_Origin(self._base + self._filled, sighting.number, start_ns, by_receipt))
-        self._forget_origins(self._next)
-        self._append(samples.values, samples, sighting, windows, keep)
+        values, start_ns = samples.values, samples.sensor_unix_ns
+        n = len(values)
+        if sighting is not NEXT or (self._rate_hz and samples.seq is None):
+            self._close_gap(samples, key, sighting, windows, keep)
+        self._usual_n = n
+        by_receipt = start_ns is None
+        if start_ns is None:
+            start_ns = samples.received_ns + unix_offset_ns - int((n - 1) * self._ns_per_sample)
+        filled = self._filled
+        if n == self._whole and not filled and n == self._due and not self._joints:
+            windows.append(self._whole_window(samples, key, start_ns, by_receipt, keep))
+            return windows
+        self._origins.append((self._base + filled, key[1], start_ns, by_receipt))
+        self._append(values, samples, key, windows, keep)
         return windows
 
-    def _append(
-        self,
-        values: Floats,
-        samples: Samples,
-        sighting: Sighting,
-        windows: list[Window],
-        keep: Callable[[Floats], Floats],
-    ) -> None:
-        taken = 0
-        while taken < len(values):
-            if self._filled == len(self._buffer):
-                self._compact()
-            part = min(len(values) - taken, len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + part] = values[taken : taken + part]
-            self._filled += part
-            taken += part
-            while self._base + self._filled >= self._next + self._length:
-                windows.append(self._window(samples, sighting, len(windows), keep))
-                self._next += self._hop
+    def following(self, burst: Burst) -> int:
+        """How many of the first messages of a burst no pause tells of a gap before."""
+        n = len(burst.messages)
+        if burst.rows.seqs is not None or self._rate_hz is None:
+            return n
+        before = self._end_ns
+        for i in range(n):
+            end = self._end_of_one(burst, i)
+            if self._pause(before, end, 1):
+                return i
+            before = end
+        return n
+
+    def push_burst(
+        self, burst: Burst, epoch: str, numbers: range, *, unix_offset_ns: int, keep_all: KeepAll
+    ) -> list[Window]:
+        """Add messages that follow, at most MOST_ROWS, as `push` does one after the other.
+
+        epoch, numbers: their keys.
+        """
+        n, received_ns, sensor_ns = len(numbers), burst.received_ns, burst.rows.sensor_unix_ns
+        if self._filled + n > self._room:
+            self._compact()
+        filled, due, length = self._filled, self._due, self._length
+        end, position = filled + n, self._base + filled
+        times_ns = [at_ns + unix_offset_ns for at_ns in received_ns] if sensor_ns is None else sensor_ns
+        origins = list(zip(range(position, position + n), numbers, times_ns, repeat(sensor_ns is None)))
+        if not self._origins:
+            self._origins.append(origins[0])
+        self._buffer[filled:end] = burst.rows.values
+        self._filled, self._usual_n, self._end_ns = end, 1, self._end_of_one(burst, n - 1)
+        windows: list[Window] = []
+        for values in keep_all(self._views[due - length : end - length + 1 : self._hop]) if end >= due else ():
+            start, last = self._base + due - length, due - filled - 1
+            _, first_seq, t0_ns, by_receipt = origins[start - position] if start >= position else self._origin(start)
+            windows.append(
+                Window(
+                    burst.stream,
+                    values,
+                    first_seq,
+                    numbers[last],
+                    t0_ns,
+                    times_ns[last],
+                    by_receipt,
+                    received_ns[last],
+                    self._missing(start, start + length) if self._held else 0,
+                    self._joined(start, start + length) if self._joints else False,
+                    f"{burst.stream}|{epoch}|{numbers[last]}",
+                    0,
+                    self._fresh,
+                )
+            )
+            self._fresh = False
+            due += self._hop
+        self._due = due
+        self._keep_origins(origins)
+        return windows
+
+    def _keep_origins(self, origins: list[_Origin]) -> None:
+        """Remember those of consecutive samples that the next window may ask for."""
+        needed = self._base + self._due - self._length - origins[0][0]
+        if needed > 0:
+            self._origins.clear()
+        self._origins += origins[max(0, min(needed, len(origins) - 1)) :]
+
+    def _append(self, values: Floats, samples: Samples, key: MessageKey, windows: list[Window], keep: Keep) -> None:
+        if self._filled + len(values) > self._room:
+            values = self._make_room(values, samples, key, windows, keep)
+        end = self._filled + len(values)
+        self._buffer[self._filled : end] = values
+        self._filled = end
+        while end >= self._due:
+            windows.append(self._window(samples, key, len(windows), keep))
+            self._due += self._hop
+
+    def _make_room(
+        self, values: Floats, samples: Samples, key: MessageKey, windows: list[Window], keep: Keep
+    ) -> Floats:
+        """Drop what no open window needs; of values too long even then, take the first ones and return the rest."""
+        self._compact()
+        while len(values) > (room := self._room - self._filled):
+            self._append(values[:room], samples, key, windows, keep)
+            values = values[room:]
+            self._compact()
+        return values
 
     def _compact(self) -> None:
-        """Move the samples that open windows still need to the front."""
-        done = min(self._next - self._base, self._filled)
+        done = min(self._due - self._length, self._filled)
         rest = self._filled - done
         self._buffer[:rest] = self._buffer[done : self._filled]
         self._base += done
+        self._due -= done
         self._filled = rest
+        self._forget_origins(self._base)
 
-    def _window(self, samples: Samples, sighting: Sighting, ordinal: int, keep: Callable[[Floats], Floats]) -> Window:
-        start, stop = self._next, self._next + self._length
-        self._forget_origins(start)
-        first, last = self._origins[0], self._origins[-1]
+    def _whole_window(self, samples: Samples, key: MessageKey, start_ns: int, by_receipt: bool, keep: Keep) -> Window:
+        """A message that is exactly a window: it does not go through the buffer, where no gap may need its last row."""
+        self._base += self._length
+        self._due = self._hop
         fresh, self._fresh = self._fresh, False
+        epoch, number = key
+        stream = samples.stream
         return Window(
-            stream=samples.stream,
-            values=keep(self._buffer[start - self._base : stop - self._base]),
-            first_seq=first.number,
-            last_seq=sighting.number,
-            t0_unix_ns=first.t_unix_ns + int((start - first.position) * self._ns_per_sample),
-            t1_unix_ns=last.t_unix_ns + int((stop - 1 - last.position) * self._ns_per_sample),
-            by_receipt=first.by_receipt,
-            received_ns=samples.received_ns,
-            missing=self._missing(start, stop) if self._held else 0,
-            gap=self._joined(start, stop) if self._joints else False,
-            key=sighting.key,
-            ordinal=ordinal,
-            fresh=fresh,
+            stream,
+            keep(samples.values),
+            number,
+            number,
+            start_ns,
+            start_ns + int((self._length - 1) * self._ns_per_sample),
+            by_receipt,
+            samples.received_ns,
+            0,
+            False,
+            f"{stream}|{epoch}|{number}",
+            0,
+            fresh,
         )
 
+    def _window(self, samples: Samples, key: MessageKey, ordinal: int, keep: Keep) -> Window:
+        stop_row = self._due
+        start_row = stop_row - self._length
+        start, stop = self._base + start_row, self._base + stop_row
+        _, first_seq, t0_ns, by_receipt = self._origin(start)
+        position, _, t1_ns, _ = self._origins[-1]
+        fresh, self._fresh = self._fresh, False
+        epoch, number = key
+        stream = samples.stream
+        return Window(
+            stream,
+            keep(self._buffer[start_row:stop_row]),
+            first_seq,
+            number,
+            t0_ns,
+            t1_ns + int((stop - 1 - position) * self._ns_per_sample),
+            by_receipt,
+            samples.received_ns,
+            self._missing(start, stop) if self._held else 0,
+            self._joined(start, stop) if self._joints else False,
+            f"{stream}|{epoch}|{number}",
+            ordinal,
+            fresh,
+        )
+
+    def _origin(self, start: int) -> _Origin:
+        """Where the samples from that position on came from."""
+        self._forget_origins(start)
+        position, number, t_unix_ns, by_receipt = self._origins[0]
+        return start, number, t_unix_ns + int((start - position) * self._ns_per_sample), by_receipt
+
     def _forget_origins(self, start: int) -> None:
-        while len(self._origins) > 1 and self._origins[1].position <= start:
-            self._origins.popleft()
+        origins = self._origins
+        while len(origins) > 1 and origins[1][0] <= start:
+            origins.popleft()
 
     def _missing(self, start: int, stop: int) -> int:
         while self._held and sum(self._held[0]) <= start:
@@ -163,51 +292,45 @@ class Windower:
         return any(at < stop for at in self._joints)
 
     def _close_gap(
-        self, samples: Samples, sighting: Sighting, windows: list[Window], keep: Callable[[Floats], Floats]
+        self, samples: Samples, key: MessageKey, sighting: Sighting, windows: list[Window], keep: Keep
     ) -> None:
         missing = self._missing_before(samples, sighting)
-        if not missing or not self._origins:
+        position = self._base + self._filled
+        if not missing or position == self._lead_in:
             return
         bridged = missing <= self._settings.max_gap_samples or self._settings.on_gap == "hold"
         if self._settings.on_gap == "mark" and not (bridged and missing < self._length):
-            self._joints.append(self._base + self._filled)
+            self._joints.append(position)
         elif bridged and missing < self._length:
-            self._hold(missing, samples, sighting, windows, keep)
+            self._held.append((position, missing))
+            last_row = self._buffer[self._filled - 1].copy()
+            self._append(np.broadcast_to(last_row, (missing, len(last_row))), samples, key, windows, keep)
         else:
             self._clear()
-
-    def _hold(
-        self,
-        missing: int,
-        samples: Samples,
-        sighting: Sighting,
-        windows: list[Window],
-        keep: Callable[[Floats], Floats],
-    ) -> None:
-        position = self._base + self._filled
-        self._held.append((position, missing))
-        last_row = self._buffer[self._filled - 1].copy()
-        self._append(np.broadcast_to(last_row, (missing, len(last_row))), samples, sighting, windows, keep)
 
     def _missing_before(self, samples: Samples, sighting: Sighting) -> int:
         """Samples that never came between the last message and this one."""
         n = len(samples.values)
-        end_ns, by_sensor = self._end_of(samples, n)
-        previous, self._end_ns = self._end_ns, (end_ns, by_sensor)
-        usual_n, self._usual_n = self._usual_n or n, n
+        previous, self._end_ns = self._end_ns, self._end_of(samples.received_ns, samples.sensor_unix_ns, n)
         if sighting.restarted:
             return self._length
         if samples.seq is not None or sighting.lost:
-            return sighting.lost * usual_n
-        if self._rate_hz is None or previous is None or previous[1] != by_sensor:
-            return 0
-        jitter_s = self._settings.jitter_s
-        if jitter_s is None:
-            jitter_s = SENSOR_JITTER_S if by_sensor else RECEIPT_JITTER_S
-        excess_s = (end_ns - previous[0]) / NS - n / self._rate_hz
-        return round(excess_s * self._rate_hz) if excess_s > jitter_s else 0
+            return sighting.lost * (self._usual_n or n)
+        return self._pause(previous, self._end_ns, n)
 
-    def _end_of(self, samples: Samples, n: int) -> tuple[int, bool]:
-        if samples.sensor_unix_ns is None:
-            return samples.received_ns, False
-        return samples.sensor_unix_ns + int(n * self._ns_per_sample), True
+    def _pause(self, previous: tuple[int, bool] | None, now: tuple[int, bool], n: int) -> int:
+        """Samples that n samples up to now come too late for, by the time of those before them."""
+        if self._rate_hz is None or previous is None or previous[1] != now[1]:
+            return 0
+        excess_s = (now[0] - previous[0]) / NS - n / self._rate_hz
+        return round(excess_s * self._rate_hz) if excess_s > self._jitter_s[now[1]] else 0
+
+    def _end_of_one(self, burst: Burst, i: int) -> tuple[int, bool]:
+        times_ns = burst.rows.sensor_unix_ns
+        return self._end_of(burst.received_ns[i], None if times_ns is None else times_ns[i], 1)
+
+    def _end_of(self, received_ns: int, sensor_unix_ns: int | None, n: int) -> tuple[int, bool]:
+        """When n samples ended, and whether by the sensor's clock."""
+        if sensor_unix_ns is None:
+            return received_ns, False
+        return sensor_unix_ns + int(n * self._ns_per_sample), True

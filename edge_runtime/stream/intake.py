@@ -1,0 +1,278 @@
+"""Messages to windows, and what is done with those that cannot be used.
+
+There are two ways: messages of one sample each, where a turn has several, are decoded and cut together, by columns;
+all others go one after the other. Both give each stream the same windows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Protocol, TypeVar
+
+from edge_runtime.errors import DecodeError
+from edge_runtime.records import DeadLetter, InputSpec, Message, Queued, Rows, Samples, Stage, Turn, Window
+from edge_runtime.stream.bursts import Burst, by_stream
+from edge_runtime.stream.decode import Decoder
+from edge_runtime.stream.inputs import InputBuffer
+from edge_runtime.stream.rows import RowsDecoder
+from edge_runtime.stream.sequence import NEXT, Sighting
+from edge_runtime.stream.streams import Stream
+from edge_runtime.stream.window import MOST_ROWS, WindowSettings, most_windows_per_sample
+
+Key = TypeVar("Key")
+NS_PER_S = 1e9
+TOGETHER_FROM = 4
+"""Messages of a turn from which it pays to take them in together."""
+MOST_APART = 16
+"""Turns, at most, that are not even tried together after one that could not be."""
+
+
+class Ledger(Protocol):
+    """Takes what only ingest sees; the rest is settled with the turn."""
+
+    def windows_completed(self, pipeline: str, stream: str, n: int = 1) -> None: ...
+
+    def lost_before_us(self, pipeline: str, stream: str, n: int = 1) -> None: ...
+
+    def producer_restarted(self, pipeline: str, stream: str) -> None: ...
+
+
+class Intake:
+    """The streams of one pipeline, and the way of their messages. The caller bounds the number of streams.
+
+    transit: the sensors' clocks can be trusted, so that the way from there to here is timed too.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        *,
+        spec: InputSpec,
+        window: WindowSettings,
+        decode: Decoder,
+        decode_rows: RowsDecoder | None,
+        record_all: Callable[[Stage, list[int]], None],
+        ledger: Ledger,
+        run_id: str,
+        memory: int,
+        max_windows: int,
+        max_age_ns: int,
+        now_ns: Callable[[], int],
+    ) -> None:
+        """max_age_ns: older messages are dropped undecoded, 0 = none are. The others are as Pipeline says."""
+        self.streams: dict[str, Stream] = {}
+        self.transit = False
+        self._pipeline, self._spec, self._window = pipeline, spec, window
+        self._decode, self._decode_rows = decode, decode_rows or _no_rows
+        self._record_all, self._ledger, self._now_ns = record_all, ledger, now_ns
+        self._run_id, self._memory = run_id, memory
+        self._max_windows, self._max_age_ns = max_windows, max_age_ns or sys.maxsize
+        self._most_together = min(max_windows // most_windows_per_sample(window), MOST_ROWS) if decode_rows else 0
+        self._apart = self._apart_next = 0
+        self._transit_ns: list[int] = []
+
+    def take(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
+        """Take in messages until the turn is full. offset_ns: wall clock minus monotonic clock."""
+        several = TOGETHER_FROM <= len(messages) <= self._most_together
+        if not (several and self._take_together(turn, messages, buffer, offset_ns)):
+            self._take_each(turn, messages, buffer, offset_ns)
+        marks = turn.marks
+        for stream, _, _ in turn.accepted:
+            if stream not in marks:
+                marks[stream] = self.streams[stream].sequence.mark
+        if self._transit_ns:
+            self._record_all("transit", self._transit_ns)
+            self._transit_ns = []
+
+    def _take_each(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
+        """One after the other. What begins begins when the one before it ended: one reading of the clock for both."""
+        now_ns, record_all = self._now_ns, self._record_all
+        queue_ns: list[int] = []
+        decode_ns: list[int] = []
+        window_ns: list[int] = []
+        end_ns = turn.taken_ns
+        for queued in messages:
+            if len(turn.windows) >= self._max_windows:
+                break
+            turn.messages.append(queued)
+            start_ns = end_ns
+            waited_ns = start_ns - queued.message.received_ns
+            queue_ns.append(waited_ns)
+            if queued.message.retain or waited_ns > self._max_age_ns:
+                self._drop_stale(turn, queued)
+                continue
+            samples = self._decode_one(turn, queued)
+            decoded_ns = now_ns()
+            windows = None if samples is None else self._place(turn, queued.message, samples, buffer, offset_ns)
+            end_ns = now_ns()
+            if windows is None:
+                continue
+            decode_ns.append(decoded_ns - start_ns)
+            window_ns.append(end_ns - decoded_ns)
+            if windows:
+                turn.times_ns += [(waited_ns, decoded_ns - start_ns, end_ns - decoded_ns, end_ns)] * len(windows)
+        record_all("queue", queue_ns)
+        record_all("decode", decode_ns)
+        record_all("window", window_ns)
+
+    def _take_together(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> bool:
+        """By columns, if each is one good sample; whether they are: if not, nothing was done.
+
+        Each is said to have taken its share of the time, and to have waited for the rest.
+        """
+        now_ns, record_all, taken_ns = self._now_ns, self._record_all, turn.taken_ns
+        oldest_ns = taken_ns - self._max_age_ns
+        usable = [one for one in messages if one.message.received_ns >= oldest_ns and not one.message.retain]
+        expired = (
+            [one for one in messages if one.message.received_ns < oldest_ns] if len(usable) < len(messages) else []
+        )
+        rows = self._decode_together(usable) if len(usable) + len(expired) == len(messages) else None
+        if rows is None:
+            return False
+        decoded_ns = now_ns()
+        turn.messages += messages
+        for queued in expired:
+            self._drop_stale(turn, queued)
+        for burst in by_stream(usable, rows):
+            self._place_burst(turn, burst, buffer, offset_ns)
+        end_ns = now_ns()
+        decode_ns, window_ns = (decoded_ns - taken_ns) // len(usable), (end_ns - decoded_ns) // len(usable)
+        cut_ns = taken_ns + decode_ns + window_ns
+        turn.times_ns += [(taken_ns - window.received_ns, decode_ns, window_ns, cut_ns) for window in turn.windows]
+        record_all("queue", [taken_ns - queued.message.received_ns for queued in messages])
+        record_all("decode", [decode_ns] * len(turn.accepted))
+        record_all("window", [window_ns] * len(turn.accepted))
+        return True
+
+    def _decode_together(self, messages: Sequence[Queued]) -> Rows | None:
+        """One row a message; None where that is not to be had, or not worth a try."""
+        if self._apart or len(messages) < TOGETHER_FROM:
+            self._apart = max(0, self._apart - 1)
+            return None
+        rows = self._decode_rows([queued.message for queued in messages])
+        self._apart_next = min(2 * self._apart_next + 1, MOST_APART) if rows is None else 0
+        self._apart = self._apart_next
+        return rows
+
+    def _open(self, stream: str) -> Stream:
+        state = self.streams[stream] = Stream(self._spec, self._window, run_id=self._run_id, memory=self._memory)
+        return state
+
+    def _drop_stale(self, turn: Turn, queued: Queued) -> None:
+        """Give up a message that is too old to be worth decoding."""
+        stream, retained = queued.stream, queued.message.retain
+        _add(turn.dropped, (stream, "stale_retained" if retained else "expired"))
+        given_up = queued.given_up + (not retained)
+        if given_up:
+            state = self.streams.get(stream) or self._open(stream)
+            state.given_up += given_up
+
+    def _decode_one(self, turn: Turn, queued: Queued) -> Samples | None:
+        """The message's samples, or None when it was dead-lettered."""
+        stream, message = queued.stream, queued.message
+        state = self.streams.get(stream) or self._open(stream)
+        state.given_up += queued.given_up
+        try:
+            samples = self._decode(message, stream)
+            if len(samples.values) > state.windower.always_fits:
+                self._check_size(state.windower.completes(len(samples.values)), message.topic)
+        except DecodeError as error:
+            turn.dead_letters.append(DeadLetter(stream, error.reason, error.detail, message))
+            state.given_up += 1
+            return None
+        return samples
+
+    def _check_size(self, windows: int, topic: str) -> None:
+        most = self._window.max_windows_per_message
+        if windows > most:
+            raise DecodeError(topic, "too_large", f"completes {windows} windows, max_windows_per_message is {most}")
+
+    def _place(
+        self, turn: Turn, message: Message, samples: Samples, buffer: InputBuffer, offset_ns: int
+    ) -> list[Window] | None:
+        """Put a message into its stream; the windows it completes, None when it is a duplicate or late."""
+        stream = samples.stream
+        state = self.streams[stream]
+        sequence = state.sequence
+        sighting = sequence.see(message, samples.seq)
+        if sighting is not NEXT or state.given_up:
+            weighed = self._weigh(turn, samples, state, sighting)
+            if weighed is None:
+                return None
+            sighting = weighed
+        key = sequence.epoch, sequence.number
+        turn.accepted.append((stream, key, message))
+        windows = state.windower.push(samples, key, sighting, unix_offset_ns=offset_ns, keep=buffer.keep)
+        if windows:
+            turn.windows += windows
+            self._ledger.windows_completed(self._pipeline, stream, len(windows))
+        if self.transit and samples.sensor_unix_ns is not None:
+            self._transit_ns.append(samples.received_ns + offset_ns - self._end_unix_ns(samples))
+        return windows
+
+    def _weigh(self, turn: Turn, samples: Samples, state: Stream, sighting: Sighting) -> Sighting | None:
+        """What a message means for its stream when it is not simply the next one; None when it is not to be used.
+
+        Messages given up here leave a hole like lost ones, but are not counted as lost before us.
+        """
+        stream = samples.stream
+        if sighting.verdict == "duplicate":
+            _add(turn.duplicates, stream)
+            return None
+        if sighting.verdict == "late":
+            _add(turn.dropped, (stream, "late"))
+            self._ledger.lost_before_us(self._pipeline, stream, -1)
+            return None
+        given_up, state.given_up = state.given_up, 0
+        if sighting.restarted:
+            self._ledger.producer_restarted(self._pipeline, stream)
+        elif samples.seq is None:
+            return Sighting("new", given_up) if given_up else sighting
+        elif sighting.lost > given_up:
+            self._ledger.lost_before_us(self._pipeline, stream, sighting.lost - given_up)
+        return sighting
+
+    def _place_burst(self, turn: Turn, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
+        """Put messages of one sample each into their stream: those that follow by columns, any other by itself."""
+        state = self.streams.get(burst.stream) or self._open(burst.stream)
+        while burst.messages:
+            n = state.following(burst)
+            if n == len(burst.messages):
+                self._place_following(turn, burst, buffer, offset_ns)
+                return
+            if n:
+                self._place_following(turn, burst.part(0, n), buffer, offset_ns)
+            else:
+                n = 1
+                state.given_up += burst.given_up[0]
+                self._place(turn, burst.messages[0], burst.first(), buffer, offset_ns)
+            burst = burst.part(n, len(burst.messages))
+
+    def _place_following(self, turn: Turn, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
+        stream, state = burst.stream, self.streams[burst.stream]
+        numbers = state.sequence.take(burst)
+        epoch = state.sequence.epoch
+        turn.accepted += zip(repeat(stream), zip(repeat(epoch), numbers), burst.messages)
+        windows = state.windower.push_burst(burst, epoch, numbers, unix_offset_ns=offset_ns, keep_all=buffer.keep_all)
+        if windows:
+            turn.windows += windows
+            self._ledger.windows_completed(self._pipeline, stream, len(windows))
+        sensor_ns = burst.rows.sensor_unix_ns
+        if self.transit and sensor_ns is not None:
+            self._transit_ns += [at + offset_ns - sent for at, sent in zip(burst.received_ns, sensor_ns, strict=True)]
+
+    def _end_unix_ns(self, samples: Samples) -> int:
+        """The time of the last sample by the sensor's clock; of the first where the rate is not known."""
+        rate_hz = self._spec.rate_hz
+        span_ns = int((len(samples.values) - 1) / rate_hz * NS_PER_S) if rate_hz else 0
+        return (samples.sensor_unix_ns or 0) + span_ns
+
+
+def _no_rows(_messages: Sequence[Message]) -> None:
+    return None
+
+
+def _add(counts: dict[Key, int], key: Key) -> None:
+    counts[key] = counts.get(key, 0) + 1

@@ -1,0 +1,26 @@
+"""What a pipeline knows of each of its streams."""
+
+from __future__ import annotations
+
+from edge_runtime.records import InputSpec
+from edge_runtime.stream.bursts import Burst
+from edge_runtime.stream.sequence import SequenceTracker
+from edge_runtime.stream.window import Windower, WindowSettings
+
+
+class Stream:
+    """The state of one stream. given_up: messages given up here since the last one that was taken in."""
+
+    def __init__(self, spec: InputSpec, settings: WindowSettings, *, run_id: str, memory: int) -> None:
+        self.sequence = SequenceTracker(run_id, memory=memory)
+        self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz, lead_in=spec.lead_in)
+        self.given_up = 0
+
+    def following(self, burst: Burst) -> int:
+        """How many of the first messages of a burst are each simply the next of the stream."""
+        if self.given_up:
+            return 0
+        n = min(self.sequence.following(burst), self.windower.following(burst))
+        if any(burst.given_up):
+            n = min(n, next(i for i, given_up in enumerate(burst.given_up) if given_up))
+        return n

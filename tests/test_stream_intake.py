@@ -1,0 +1,265 @@
+"""Both ways of taking messages in give the same: one after the other, and by columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import means_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.delivery.ledger import Ledger
+from edge_runtime.records import Floats, Message, Queued, Rows, Turn
+from edge_runtime.stream.decide import Decider, DecideSettings
+from edge_runtime.stream.decode import SourceSettings, make_decoder
+from edge_runtime.stream.intake import MOST_APART, TOGETHER_FROM
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.rows import make_rows_decoder
+from edge_runtime.stream.window import WindowSettings
+from edge_runtime.testing import ManualClock, MemoryRecorder, ModelOfMeans
+
+NUMBERED = SourceSettings(topic="t", path="v", seq_field="n")
+COUNTED = SourceSettings(topic="t", path="v")
+TIMED = SourceSettings(topic="t", path="v", seq_field="n", time_field="t")
+NOT_A_NUMBER = 9.0
+S = 1_000_000_000
+
+
+class Model(ModelOfMeans):
+    def predict(self, inputs: Floats) -> Floats:
+        means = super().predict(inputs)
+        return np.where(means == NOT_A_NUMBER, np.float32(np.nan), means)
+
+
+class Bench:
+    """A pipeline of two channels that takes messages together, or does not."""
+
+    def __init__(self, source: SourceSettings, *, together: bool, rate_hz: float | None = None, **options: Any) -> None:
+        window = options.pop("window", WindowSettings(samples=4, hop=2))
+        self.clock, self.recorder, self.ledger = ManualClock(monotonic_ns=1000 * S), MemoryRecorder(), Ledger()
+        self.asked: list[int] = []
+        self.pipeline = Pipeline(
+            "p",
+            spec=means_manifest(length=window.samples, hop=window.hop, rate_hz=rate_hz).input,
+            window=window,
+            decode=make_decoder(source, 2),
+            decode_rows=self._counted(make_rows_decoder(source, 2)) if together else None,
+            predictor=Model(),
+            decider=Decider(DecideSettings(alarm_on="moving", score=0.6, release=0.4), labels=("still", "moving")),
+            recorder=self.recorder,
+            ledger=self.ledger,
+            run_id="run",
+            clock=self.clock.clock(),
+            **options,
+        )
+
+    def _counted(
+        self, decode: Callable[[Sequence[Message]], Rows | None]
+    ) -> Callable[[Sequence[Message]], Rows | None]:
+        def counted(messages: Sequence[Message]) -> Rows | None:
+            self.asked.append(len(messages))
+            return decode(messages)
+
+        return counted
+
+    def run(self, messages: Sequence[Queued]) -> Turn:
+        turn = self.pipeline.process(messages)
+        self.ledger.settle(turn)
+        return turn
+
+
+def message(body: object, stream: str = "a", *, at_s: float = 1000.0, given_up: int = 0, **fields: Any) -> Queued:
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Queued(stream, Message("t", payload, int(at_s * S), **fields), given_up)
+
+
+def sample(n: int, moving: float = 0.0, stream: str = "a", **fields: Any) -> Queued:
+    still = moving if moving == NOT_A_NUMBER else 1 - moving
+    return message({"n": n, "t": 1000.0 + n / 10, "v": [still, moving]}, stream, **fields)
+
+
+def of_stream(turn: Turn, stream: str) -> dict[str, object]:
+    """Everything a turn holds of one stream, but for what it cost."""
+    windows = [msgspec.structs.asdict(w) | {"values": w.values.tolist()} for w in turn.windows if w.stream == stream]
+    results = [msgspec.structs.asdict(r) | {"lat_ms": 0} for r in turn.results if r.stream == stream]
+    return {
+        "windows": windows,
+        "results": results,
+        "accepted": [entry for entry in turn.accepted if entry[0] == stream],
+        "dead": [letter.message for letter in turn.dead_letters if letter.stream == stream],
+        "changes": [change for change in turn.state_changes if change.stream == stream],
+        "events": [event for event in turn.events if event.stream == stream],
+        "counts": [
+            {key: n for key, n in counts.items() if key == stream or key[0] == stream}
+            for counts in (turn.duplicates, turn.dropped, turn.window_drops, turn.unchanged)
+        ],
+        "states": [found.get(stream) for found in (turn.marks, turn.alarms, turn.segments)],
+    }
+
+
+def told(turn: Turn) -> list[object]:
+    return [turn.messages, *(of_stream(turn, stream) for stream in "ab")]
+
+
+ODD = ["lost", "repeated", "late", "restarted", "dup", "expired", "given up", "paused"]
+APART = ["bad", "several", "retained"]
+STEP = st.tuples(
+    st.sampled_from(["usual"] * 80 + ODD * 3 + APART),
+    st.sampled_from("aab"),
+    st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0, NOT_A_NUMBER]),
+)
+
+
+def played(steps: list[tuple[str, str, float]]) -> list[Queued]:
+    """What two sensors send, with all that may go wrong on the way. Messages arrive 0.1 s after another."""
+    numbers, paused_s, found = {"a": 5, "b": 0}, 0.0, list[Queued]()
+    for i, (odd, stream, moving) in enumerate(steps):
+        n = numbers[stream] + {"lost": 2, "late": -2, "repeated": -1}.get(odd, 0)
+        n = 0 if odd == "restarted" else max(n, 0)
+        numbers[stream] = max(numbers[stream], n + 1) if odd in ("late", "repeated") else n + 1
+        paused_s += 7.0 * (odd == "paused")
+        at_s = 900.0 if odd == "expired" else 990.0 + i / 10 + paused_s
+        fields = {"dup": odd == "dup", "retain": odd == "retained", "qos": 1, "given_up": 2 * (odd == "given up")}
+        if odd == "bad":
+            found.append(message(b"{", stream, at_s=at_s, **fields))
+        elif odd == "several":
+            found.append(message({"n": n, "t": 1000 + n / 10, "v": [[1, 0], [0, 1]]}, stream, at_s=at_s, **fields))
+        else:
+            found.append(sample(n, moving, stream, at_s=at_s, **fields))
+    expired_first = [one for one in found if one.message.received_ns < 950 * S]
+    return expired_first + [one for one in found if one.message.received_ns >= 950 * S]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    steps=st.lists(STEP, max_size=60),
+    cuts=st.lists(st.integers(1, 20), min_size=60, max_size=60),
+    source=st.sampled_from([NUMBERED, COUNTED, TIMED]),
+    window=st.builds(
+        WindowSettings,
+        samples=st.sampled_from([1, 2, 4]),
+        hop=st.sampled_from([1, 2, 4, 6]),
+        max_gap_samples=st.sampled_from([0, 0, 2]),
+        on_gap=st.sampled_from(["reset", "hold", "mark"]),
+    ),
+    rate_hz=st.sampled_from([None, 10.0]),
+    publish=st.sampled_from(["window", "change"]),
+)
+def test_streams_see_the_same_together_as_one_after_the_other(steps, cuts, source, **options) -> None:
+    options |= {"max_age_ns": 60 * S, "memory": 16}
+    both = [Bench(source, together=together, **options) for together in (True, False)]
+    messages = played(steps)
+
+    for n in cuts:
+        turn, messages = messages[:n], messages[n:]
+        together, each = (told(bench.run(turn)) for bench in both)
+        assert together == each
+        assert both[0].ledger.snapshot({}, {}, {}) == both[1].ledger.snapshot({}, {}, {})
+
+
+def test_a_burst_of_samples_is_decoded_at_once_and_a_single_message_by_itself() -> None:
+    bench = Bench(NUMBERED, together=True)
+
+    bench.run([sample(n) for n in range(TOGETHER_FROM)])
+    bench.run([sample(TOGETHER_FROM)])
+    (result,) = bench.run([sample(TOGETHER_FROM + 1)]).results
+
+    assert bench.asked == [TOGETHER_FROM]
+    assert result.seq == (2, TOGETHER_FROM + 1)
+
+
+def test_a_burst_with_a_gap_is_still_decoded_at_once() -> None:
+    bench = Bench(NUMBERED, together=True)
+    turn = bench.run([sample(n) for n in (0, 1, 2, 3, 7, 8, 9, 10)])
+
+    assert [result.seq for result in turn.results] == [(0, 3), (7, 10)]
+    assert bench.asked == [8]
+    assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 3
+
+
+def test_what_cannot_be_taken_together_is_tried_ever_more_rarely() -> None:
+    bench = Bench(NUMBERED, together=True)
+    several = {"v": [[1, 0], [0, 1]]}
+    turns = 200
+    for i in range(turns):
+        bench.run([message(several | {"n": n}) for n in range(8 * i, 8 * i + 8)])
+
+    assert len(bench.asked) <= 4 + turns // MOST_APART
+    for i in range(8 * turns, 8 * turns + 8 * (MOST_APART + 2), 8):
+        bench.run([sample(n) for n in range(i, i + 8)])
+    before = len(bench.asked)
+    bench.run([sample(n) for n in range(9000, 9008)])
+    assert len(bench.asked) == before + 1
+
+
+def test_messages_too_many_for_a_turn_are_never_taken_together() -> None:
+    bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1), max_windows=5)
+    turn = bench.pipeline.ingest([sample(n) for n in range(9)])
+
+    assert (len(turn.messages), len(turn.windows), bench.asked) == (5, 5, [])
+    held = WindowSettings(samples=8, hop=1, on_gap="hold")
+    careful = Bench(NUMBERED, together=True, window=held, max_windows=32)
+    careful.run([sample(n) for n in range(5)])
+    careful.run([sample(n) for n in range(5, 9)])
+    assert careful.asked == [4]
+
+
+def test_a_hole_left_by_a_retained_message_that_others_gave_way_to_is_known_as_ours() -> None:
+    for together in (True, False):
+        bench = Bench(NUMBERED, together=together)
+        first = [sample(n) for n in (0, 1, 2)]
+        bench.run([*first, sample(9, given_up=3, retain=True), *(sample(n) for n in (6, 7, 8, 9))])
+
+        assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 0
+
+
+@pytest.mark.parametrize("n", [1, TOGETHER_FROM])
+def test_stage_columns_hold_every_message_and_every_window(n: int) -> None:
+    bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1))
+    bench.run([sample(i, at_s=997.0) for i in range(n)] + [sample(n, retain=True)])
+
+    lengths = {stage: len(column) for stage, column in bench.recorder.durations_ns.items()}
+    assert lengths == {"queue": n + 1, "decode": n, "window": n, "wait": n, "infer": n, "decide": n}
+    assert bench.recorder.durations_ns["queue"] == [3 * S] * n + [0]
+
+
+@pytest.mark.parametrize("n", [1, TOGETHER_FROM])
+def test_a_window_waits_from_its_cut_to_its_run(n: int) -> None:
+    bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1))
+    turn = bench.pipeline.ingest([sample(i, at_s=998.0) for i in range(n)])
+    bench.clock.advance(0.5)
+    bench.pipeline.predict(turn)
+    bench.clock.advance(4.0)
+    bench.pipeline.emit(turn)
+
+    assert [(r.lat_ms.queue, r.lat_ms.wait, r.lat_ms.infer) for r in turn.results] == [(2000.0, 500.0, 0.0)] * n
+    assert bench.recorder.durations_ns["wait"] == [S // 2] * n
+    assert turn.emitted_ns == [(998 * S, int(1004.5 * S))] * n
+
+
+@pytest.mark.parametrize("n", [1, TOGETHER_FROM])
+def test_the_way_from_the_sensor_is_timed_only_where_its_clock_can_be_trusted(n: int) -> None:
+    bench = Bench(TIMED, together=True)
+    sent_s = (bench.clock.unix_ns - bench.clock.monotonic_ns) / S + 1000.0 - 0.25
+    samples = [message({"n": i, "t": sent_s, "v": [0, 1]}) for i in range(2 * n)]
+    bench.run(samples[:n])
+    assert "transit" not in bench.recorder.durations_ns
+
+    bench.pipeline.transit = True
+    bench.run(samples[n:])
+    assert bench.recorder.durations_ns["transit"] == pytest.approx([S // 4] * n, abs=1000)
+
+
+@pytest.mark.parametrize(("rate_hz", "transit_s"), [(10.0, 0.5), (None, 0.8)])
+def test_the_way_from_the_sensor_begins_with_the_last_sample_where_the_rate_is_known(rate_hz, transit_s) -> None:
+    bench = Bench(TIMED, together=True, rate_hz=rate_hz)
+    bench.pipeline.transit = True
+    sent_s = (bench.clock.unix_ns - bench.clock.monotonic_ns) / S + 1000.0 - 0.8
+    bench.run([message({"n": 0, "t": sent_s, "v": [[0, 1]] * 4})])
+
+    assert bench.recorder.durations_ns["transit"] == pytest.approx([transit_s * S], abs=1000)

@@ -8,6 +8,7 @@
     │   └── ProviderError    an execution provider that was asked for is not to be had
     ├── DependencyError      an optional package is needed and absent, or the platform has none
     ├── RecordingError       a file is no recording, or one cannot be written
+    ├── LatencyLogError      a file is no HdrHistogram interval log, or of another version
     ├── TransportError       the broker cannot be reached or refuses us
     └── ExportError          a model cannot be exported, quantized or proven equal
 
@@ -75,6 +76,16 @@ class RecordingError(EdgeRuntimeError):
     def __init__(self, path: str, fact: str) -> None:
         super().__init__(f"{path}: {fact}")
         self.path = path
+        self.fact = fact
+
+
+class LatencyLogError(EdgeRuntimeError):
+    """A file is no HdrHistogram interval log with V2 histograms; line: from 1, 0 when it is about the whole file."""
+
+    def __init__(self, path: str, line: int, fact: str) -> None:
+        super().__init__(f"{path}, line {line}: {fact}" if line else f"{path}: {fact}")
+        self.path = path
+        self.line = line
         self.fact = fact
 
 

@@ -119,7 +119,7 @@ def test_a_raspberry_pi_says_what_it_suffered(
 
 
 @pytest.mark.parametrize(("alarm", "status"), [("0\n", "ok"), ("1\n", "warn")])
-def test_without_vcgencmd_the_voltage_sensor_answers(tmp_path: Path, alarm: str, status: str) -> None:
+def test_without_the_firmware_the_voltage_sensor_answers(tmp_path: Path, alarm: str, status: str) -> None:
     for number, name in enumerate(("cpu_thermal", "rpi_volt")):
         sensor = pi(tmp_path) / f"sys/class/hwmon/hwmon{number}" if not number else tmp_path / "sys/class/hwmon/hwmon1"
         sensor.mkdir(parents=True)

@@ -10,13 +10,21 @@ from __future__ import annotations
 import base64
 import logging
 import re
-import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
 
+import msgspec
+import numpy as np
+
+from edge_runtime.monitor.hdrformat import (
+    COMPRESSED_COOKIE,
+    COMPRESSED_HEADER,
+    COOKIE,
+    PAYLOAD_HEADER,
+    WORD_SIZE_WRITTEN,
+)
 from edge_runtime.monitor.latency import (
     HIGHEST_NS,
     LOWEST_NS,
@@ -25,30 +33,31 @@ from edge_runtime.monitor.latency import (
     LatencySettings,
     StageRecorder,
 )
+from edge_runtime.monitor.lock import FileLock
+from edge_runtime.monitor.rotation import RotatedFile
+from edge_runtime.monitor.slowest import SlowLine
 
 log = logging.getLogger(__name__)
 
 LOG_NAME = "latency.hlog"
-ROTATED_NAME = LOG_NAME + ".1"
+SLOWEST_NAME = "slowest.jsonl"
+LOCK_NAME = "latency.lock"
+CLOCK_STEP_NS = 1_000_000_000
 
-_V2_COOKIE = 0x1C849303 | 0x10
-_V2_COMPRESSED_COOKIE = 0x1C849304 | 0x10
-_PAYLOAD_HEADER = struct.Struct(">IIIIQQd")
-_COMPRESSED_HEADER = struct.Struct(">II")
 _TAG = re.compile(r"[^\s,]+")
-_TAIL_BYTES = 64 * 1024
 
 
 def encode(histogram: Histogram) -> str:
     """A histogram in HdrHistogram's V2 compressed encoding, base64."""
-    counts = _encode_counts(histogram.counts())
-    header = _PAYLOAD_HEADER.pack(_V2_COOKIE, len(counts), 0, SIGNIFICANT_DIGITS, LOWEST_NS, HIGHEST_NS, 1.0)
-    compressed = zlib.compress(header + counts)
-    return base64.b64encode(_COMPRESSED_HEADER.pack(_V2_COMPRESSED_COOKIE, len(compressed)) + compressed).decode()
+    counts = _encode_counts(histogram)
+    layout = (SIGNIFICANT_DIGITS, LOWEST_NS, HIGHEST_NS)
+    compressed = zlib.compress(PAYLOAD_HEADER.pack(COOKIE | WORD_SIZE_WRITTEN, len(counts), 0, *layout, 1.0) + counts)
+    head = COMPRESSED_HEADER.pack(COMPRESSED_COOKIE | WORD_SIZE_WRITTEN, len(compressed))
+    return base64.b64encode(head + compressed).decode()
 
 
 def header(start_unix_ns: int) -> str:
-    """The lines a log, and each restart in it, begins with; the lines after it count from this time."""
+    """The lines a log, a restart and a step of the clock in it begin with; the lines after it count from this time."""
     seconds = start_unix_ns / 1e9
     date = datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     return (
@@ -67,79 +76,98 @@ def line(tag: str, start_s: float, length_s: float, histogram: Histogram) -> str
 
 
 class LatencyLog:
-    """Writes the intervals of all pipelines to one bounded file, and outlives a full or vanished disk.
+    """Writes the intervals of all pipelines, and their slowest windows, to bounded files; outlives a full disk.
 
-    The current file and the rotated one are each kept to half of `log_mb`. Between writes nothing is open. problem: why
-    the last write failed, empty when it did not; what was to be written then is lost to the log (not to the totals).
+    Of `log_mb` three quarters are for the histograms and one for the slowest windows; the current file and the rotated
+    one have half of that each. problem: why the last write failed, empty when it did not; what was to be written then
+    is lost to the log (not to the totals). A folder has one writer: the first to write, until it closes or ends.
     """
 
     def __init__(self, directory: Path, settings: LatencySettings, *, now_ns: int) -> None:
         """now_ns: monotonic; the first interval begins then."""
         self.path = directory / LOG_NAME
         self.problem = ""
-        self._rotated = directory / ROTATED_NAME
+        self._lock = FileLock(directory / LOCK_NAME)
+        self._histograms = RotatedFile(self.path, limit_bytes=int(settings.log_mb * 1e6 * 3 / 8))
+        self._slowest = RotatedFile(directory / SLOWEST_NAME, limit_bytes=int(settings.log_mb * 1e6 / 8))
         self._interval_ns = int(settings.interval_s * 1e9)
-        self._limit = int(settings.log_mb * 1e6 / 2)
         self._from_ns = now_ns
         self._base_ns: int | None = None
+        self._wall_ahead_ns = 0
 
     def due(self, now_ns: int) -> bool:
         """Whether the interval is over."""
         return now_ns - self._from_ns >= self._interval_ns
 
-    def write(self, recorders: Iterable[StageRecorder], *, now_ns: int, unix_ns: int) -> None:
+    def write(
+        self,
+        recorders: Iterable[StageRecorder],
+        *,
+        now_ns: int,
+        unix_ns: int,
+        temperature_c: float | None = None,
+        throttled: tuple[str, ...] | None = None,
+    ) -> None:
         """End the interval of every recorder and append it; call when due and once at the end.
 
-        now_ns: monotonic. unix_ns: wall clock, used for headers only. A failure to write is kept in `problem`.
+        now_ns: monotonic. unix_ns: wall clock at the same moment. temperature_c, throttled: of the device, None when
+        unknown. A failure to write is kept in `problem`.
         """
-        ended = {
-            f"{recorder.pipeline}/{stage}": histogram
-            for recorder in recorders
-            for stage, histogram in recorder.end_interval().items()
-        }
+        ended: dict[str, Histogram] = {}
+        slow: list[SlowLine] = []
+        for recorder in recorders:
+            ended |= {f"{recorder.pipeline}/{stage}": found for stage, found in recorder.end_interval().items()}
+            slow += [
+                window.line(now_ns=now_ns, unix_ns=unix_ns, temperature_c=temperature_c, throttled=throttled)
+                for window in recorder.end_slowest()
+            ]
         from_ns, self._from_ns = self._from_ns, now_ns
         if not ended:
             return
-        try:
-            self._append(ended, from_ns, now_ns, unix_ns)
-        except OSError as error:
+        failed = self._shut_out()
+        if not failed:
+            failed += self._append(self._histograms, lambda fresh: self._render(ended, from_ns, now_ns, unix_ns, fresh))
+            if slow:
+                failed += self._append(self._slowest, lambda _: b"".join(msgspec.json.encode(s) + b"\n" for s in slow))
+        if failed:
             self._base_ns = None
-            self._turn(f"{self.path}: {error.strerror or error}")
-        else:
-            self._turn("")
+        self._turn("; ".join(failed))
 
-    def _append(self, ended: dict[str, Histogram], from_ns: int, now_ns: int, unix_ns: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._base_ns is None:
-            self._mend()
-        size = self.path.stat().st_size if self.path.exists() else 0
-        text = self._render(ended, from_ns, now_ns, unix_ns, fresh=size == 0)
-        if size and size + len(text) > self._limit:
-            self.path.replace(self._rotated)
-            text = self._render(ended, from_ns, now_ns, unix_ns, fresh=True)
-        if len(text) > self._limit:
-            raise OSError(f"one interval takes {len(text)} bytes, latency.log_mb leaves {self._limit}")
-        with self.path.open("ab") as file:
-            file.write(text)
+    def close(self) -> None:
+        """Let another write here. A write after it takes the folder again."""
+        self._lock.release()
 
-    def _render(self, ended: dict[str, Histogram], from_ns: int, now_ns: int, unix_ns: int, *, fresh: bool) -> bytes:
-        """The interval's lines, under a header of their own in a fresh file and at the first write of a process."""
+    def _shut_out(self) -> list[str]:
+        """Why this may not write here, if so."""
+        try:
+            self._lock.take()
+        except BlockingIOError:
+            return [f"{self._lock.path}: another process holds it and writes its latency log here"]
+        except OSError as error:
+            return [f"{self._lock.path}: {error.strerror or error}"]
+        return []
+
+    def _append(self, file: RotatedFile, render: Callable[[bool], bytes]) -> list[str]:
+        """What went wrong, if anything did."""
+        try:
+            file.append(render)
+        except OSError as error:
+            return [f"{file.path}: {error.strerror or error}"]
+        return []
+
+    def _render(self, ended: dict[str, Histogram], from_ns: int, now_ns: int, unix_ns: int, fresh: bool) -> bytes:
+        """The interval's lines, under a header of their own in a fresh file, at a process's first write, after a step.
+
+        A step: the wall clock was set, as on a board without a clock of its own when the network's time arrives.
+        """
         parts = []
-        if fresh or self._base_ns is None:
-            self._base_ns = from_ns
+        wall_ahead_ns = unix_ns - now_ns
+        if fresh or self._base_ns is None or abs(wall_ahead_ns - self._wall_ahead_ns) > CLOCK_STEP_NS:
+            self._base_ns, self._wall_ahead_ns = from_ns, wall_ahead_ns
             parts.append(header(max(unix_ns - (now_ns - from_ns), 0)))
         start_s, length_s = (from_ns - self._base_ns) / 1e9, (now_ns - from_ns) / 1e9
         parts += [line(tag, start_s, length_s, histogram) for tag, histogram in ended.items()]
         return "".join(parts).encode()
-
-    def _mend(self) -> None:
-        """Cut off a line that a crash or a full disk left unfinished, and drop files above the present limit."""
-        for path in (self.path, self._rotated):
-            if path.exists() and path.stat().st_size > self._limit:
-                path.unlink()
-        if self.path.exists():
-            with self.path.open("r+b") as file:
-                file.truncate(_end_of_last_line(file))
 
     def _turn(self, problem: str) -> None:
         """Remember how the last write went; say so once when that changes."""
@@ -150,32 +178,13 @@ class LatencyLog:
         self.problem = problem
 
 
-def _end_of_last_line(file: IO[bytes]) -> int:
-    """Where the last whole line of a file ends, in bytes; 0 when its last 64 KiB hold none."""
-    size = file.seek(0, 2)
-    start = max(size - _TAIL_BYTES, 0)
-    file.seek(start)
-    end = file.read(_TAIL_BYTES).rfind(b"\n") + 1
-    return start + end if end else 0
-
-
-def _encode_counts(counts: tuple[int, ...]) -> bytes:
-    encoded = bytearray()
-    zeros = 0
-    for count in counts:
-        if count == 0:
-            zeros += 1
-            continue
-        if zeros:
-            _put(encoded, 2 * zeros - 1 if zeros > 1 else 0)
-            zeros = 0
-        _put(encoded, 2 * count)
-    return bytes(encoded)
-
-
-def _put(encoded: bytearray, value: int) -> None:
-    """Append one ZigZag number (2n for n, 2n - 1 for -n) as LEB128, 7 bits a byte, lowest first; below 2**56."""
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
+def _encode_counts(histogram: Histogram) -> bytes:
+    """Each count n up to the last in use as 2n, each run of n > 1 zeros as 2n - 1; 7 bits a byte, lowest first."""
+    used, counts = histogram.used()
+    zeros = np.diff(used, prepend=-1) - 1
+    pairs = np.column_stack((np.where(zeros > 1, 2 * zeros - 1, 0), 2 * counts))
+    numbers = pairs[np.column_stack((zeros > 0, counts > 0))]
+    shifts = np.arange(0, max(int(numbers.max(initial=0)).bit_length(), 1), 7)
+    septets = numbers[:, np.newaxis] >> shifts
+    octets = septets & 0x7F | (septets > 0x7F) * 0x80
+    return bytes(octets[(septets > 0) | (shifts == 0)].astype(np.uint8))

@@ -11,7 +11,10 @@ from edge_runtime.mqtt.topics import parse_source
 
 
 class PipelineCheck(msgspec.Struct, frozen=True):
-    """One pipeline as it would run. infer_ms: one window, median at warm-up. golden_error: largest deviation."""
+    """One pipeline as it would run.
+
+    threads: inside one operator. infer_ms: one window, median at warm-up. golden_error: largest deviation.
+    """
 
     name: str
     topic: str
@@ -19,6 +22,7 @@ class PipelineCheck(msgspec.Struct, frozen=True):
     model: str
     precision: str
     provider: str
+    threads: int
     infer_ms: float
     golden_error: float
     execution: str
@@ -51,11 +55,13 @@ def check(config: Config, path: str) -> CheckReport:
                 model=session.model_id,
                 precision=session.manifest.precision,
                 provider=session.settings.provider,
+                threads=session.settings.intra_op_threads,
                 infer_ms=session.infer_ns / 1e6,
                 golden_error=session.golden_error,
                 execution="inline" if daemon.lanes[name].inline else "worker",
             )
         )
+    daemon.close()
     return CheckReport(config.node.id, config.mqtt.url, probe_broker(config), pipelines)
 
 

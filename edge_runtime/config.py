@@ -13,39 +13,57 @@ from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.errors import ConfigError
 from edge_runtime.model.gate import GateSettings
 from edge_runtime.model.manifest import NAME_PATTERN
-from edge_runtime.model.session import SessionSettings
+from edge_runtime.model.session import INLINE_LIMIT_MS, SessionSettings
 from edge_runtime.monitor.latency import LatencySettings
 from edge_runtime.mqtt.publications import DeadLetterSettings
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import Tree, overlaps, parse_source
 from edge_runtime.settings import decode, read_toml
 from edge_runtime.stream.decide import DecideSettings
-from edge_runtime.stream.decode import SourceSettings
+from edge_runtime.stream.source import SourceSettings
+from edge_runtime.stream.source import check as check_source
 from edge_runtime.stream.states import StateSettings
 from edge_runtime.stream.window import WindowSettings
 
+LEAST_METRICS_INTERVAL_S = 0.1
 FILE_KEYS = ("ca", "cert", "key", "password_file")
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """This device. drain_s: how long a stop may take to finish what was accepted."""
+    """This device. Raises ValueError for metrics more often than every LEAST_METRICS_INTERVAL_S.
+
+    metrics_interval_s: 0 = none. inline_limit_ms: a model that takes longer for one window runs on the worker thread.
+    drain_s: how long a stop may take to finish what was accepted.
+    """
 
     id: str
     state_dir: str = "/var/lib/edge-runtime"
-    metrics_interval_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    metrics_interval_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
+    inline_limit_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = INLINE_LIMIT_MS
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 4.0
+
+    def __post_init__(self) -> None:
+        if 0 < self.metrics_interval_s < LEAST_METRICS_INTERVAL_S:
+            raise ValueError(
+                f"metrics_interval_s = {self.metrics_interval_s}, wanted 0 or at least {LEAST_METRICS_INTERVAL_S}"
+            )
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One bundle and how it runs; a relative path is taken from the config file's folder."""
+    """One bundle and how it runs; a relative path is taken from the config file's folder.
+
+    intra_op_threads: "auto" measures at the start how many are worth it.
+    """
 
     bundle: str
     provider: str = "CPUExecutionProvider"
-    intra_op_threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    intra_op_threads: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto"] = 1
     max_batch: Annotated[int, msgspec.Meta(ge=1)] = 64
 
     def session(self) -> SessionSettings:
-        return SessionSettings(self.provider, self.intra_op_threads, self.max_batch)
+        """With one thread where the number is yet to be measured."""
+        threads = 1 if self.intra_op_threads == "auto" else self.intra_op_threads
+        return SessionSettings(self.provider, threads, self.max_batch)
 
 
 class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +71,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     publish: a result per window, or only when label or alarm change. execution: inline in the network thread, on
     the worker thread, or by the time one window takes at warm-up. delivery: `memory` is the only tier so far.
+    deadline_ms: a result written later than this after its last message was received is a miss, 0 for none.
     """
 
     source: SourceSettings
@@ -66,6 +85,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result_qos: Literal[0, 1] = 1
     execution: Literal["auto", "inline", "worker"] = "auto"
     max_streams: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    deadline_ms: Annotated[float, msgspec.Meta(ge=0, le=3_600_000)] = 0.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +138,8 @@ def _check_names(config: Config, path: str) -> None:
         if pipeline.model not in config.models:
             known = ", ".join(config.models) or "none"
             raise ConfigError(path, f"pipelines.{name}.model", f"found {pipeline.model!r}, allowed: {known}")
+        if pipeline.deadline_ms and not config.latency.enabled:
+            raise ConfigError(path, f"pipelines.{name}.deadline_ms", "latency.enabled = false: nothing is timed")
 
 
 def _check_sources(config: Config, path: str) -> None:
@@ -131,6 +153,10 @@ def _check_sources(config: Config, path: str) -> None:
             source = parse_source(pipeline.source.topic)
         except ValueError as error:
             raise ConfigError(path, key, str(error)) from error
+        try:
+            check_source(pipeline.source)
+        except ValueError as error:
+            raise ConfigError(path, f"pipelines.{name}.source", str(error)) from error
         if overlaps(source.filter, tree.everything):
             raise ConfigError(
                 path, key, f"{source.filter!r} overlaps {tree.everything!r}: the daemon would take its own results"

@@ -24,6 +24,7 @@ from edge_runtime.model.gate import GateReport, gate
 from edge_runtime.model.manifest import Manifest
 from edge_runtime.mqtt import examine as mqtt
 from edge_runtime.mqtt.topics import parse_source
+from edge_runtime.stream.arrays import json_reader
 
 DEMO_BUNDLE = "pump-vibration.edge"
 
@@ -120,7 +121,9 @@ def _pipeline(config: Config, name: str, manifests: dict[str, Manifest]) -> Iter
         yield fail(f"pipeline.{name}", str(error), f"correct pipelines.{name}, or take another model")
         return
     channels = len(manifest.input.channels)
-    found = f"{settings.source.format} with {channels} channels, windows of {window.samples}, hop {window.hop}"
+    source = settings.source
+    form = f"json (lists by {json_reader()})" if source.format == "json" and not source.fields else source.format
+    found = f"{form} with {channels} channels, windows of {window.samples}, hop {window.hop}"
     yield ok(f"pipeline.{name}", f"{found}: fits {manifest.model_id}")
 
 

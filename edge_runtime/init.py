@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.config import Config, load
+from edge_runtime.config import Config, ModelSettings, NodeSettings, load
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.errors import ConfigError
 from edge_runtime.model.bundle import read
@@ -92,9 +92,9 @@ def render(manifest: Manifest, bundle: str, choices: Choices) -> str:
     pipeline = choices.pipeline or name
     sections = [
         _head(manifest),
-        ["[node]", f"id = {_quoted(choices.node)}", 'state_dir = "state"'],
+        _node(choices),
         _mqtt(choices),
-        [f"[models.{name}]", f"bundle = {_quoted(bundle)}", "# intra_op_threads = 1", "# max_batch = 64"],
+        _model(name, bundle),
         [
             f"[pipelines.{pipeline if re.fullmatch(NAME_PATTERN, pipeline) else _quoted(pipeline)}]",
             f"model = {_quoted(name)}",
@@ -104,6 +104,29 @@ def render(manifest: Manifest, bundle: str, choices: Choices) -> str:
         ["[latency]", *(f"# {key} = {value}" for key, value in _settings(LatencySettings()).items())],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _node(choices: Choices) -> list[str]:
+    defaults = NodeSettings(id=choices.node)
+    return [
+        "[node]",
+        f"id = {_quoted(choices.node)}",
+        'state_dir = "state"',
+        "# How often metrics are published; 0 for never.",
+        f"# metrics_interval_s = {defaults.metrics_interval_s}",
+        "# A model that takes longer for one window runs on the worker thread, not in the network's.",
+        f"# inline_limit_ms = {defaults.inline_limit_ms}",
+    ]
+
+
+def _model(name: str, bundle: str) -> list[str]:
+    return [
+        f"[models.{name}]",
+        f"bundle = {_quoted(bundle)}",
+        '# Threads inside one operator: a number, 1 if left out, or "auto", which measures at the start.',
+        '# intra_op_threads = "auto"',
+        f"# max_batch = {ModelSettings(bundle=bundle).max_batch}",
+    ]
 
 
 def _head(manifest: Manifest) -> list[str]:
@@ -141,6 +164,10 @@ def _mqtt(choices: Choices) -> list[str]:
         f"# root = {_quoted(defaults.root)}",
         f"# session_expiry_s = {defaults.session_expiry_s}",
         '# protocol = "3.1.1"',
+        '# Who moves the messages: "lane", "callbacks" (paho\'s), or the lane where it can.',
+        f"# client = {_quoted(defaults.client)}",
+        "# What may wait for the socket; while it is more, further messages wait.",
+        f"# max_unwritten_bytes = {defaults.max_unwritten_bytes}",
     ]
 
 
@@ -155,6 +182,8 @@ def _source(spec: InputSpec, topic: str) -> list[str]:
         f'{head} "json" }}',
         f'# JSON with a message number, by which gaps and duplicates are seen: {{"seq": 7, "rows": {rows}}}',
         f'# {head} "json", path = "rows", seq_field = "seq" }}',
+        f'# And the time of its first row, of a clock as true as ours: {{"seq": 7, "time": 1.7e9, "rows": {rows}}}',
+        f'# {head} "json", path = "rows", seq_field = "seq", time_field = "time", clock_synced = true }}',
     ]
     if channels <= MAX_FIELDS and len(set(spec.channels)) == channels and all(map(_FIELD.fullmatch, spec.channels)):
         fields = ", ".join(map(_quoted, spec.channels))
@@ -184,6 +213,10 @@ def _rules(manifest: Manifest) -> list[str]:
         f"# queue = {_table(QueueSettings())}",
         "# A result for every window, or only when label or alarm change.",
         '# publish = "change"',
+        "# A result written later than this after its last message is counted as a miss; 0 for none.",
+        "# deadline_ms = 50.0",
+        '# "inline" in the network thread, on the "worker" thread, or by node.inline_limit_ms.',
+        '# execution = "auto"',
     ]
     if manifest.states:
         lines += ["# When the state of a stream begins anew.", f"# state = {_table(StateSettings())}"]

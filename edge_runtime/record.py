@@ -14,10 +14,10 @@ from typing import NamedTuple
 import msgspec
 
 from edge_runtime.errors import TransportError
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient, make_client
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import match, parse_source, plan_connections
-from edge_runtime.mqtt.transport import wait
+from edge_runtime.mqtt.transport import Waiter
 from edge_runtime.records import Message
 from edge_runtime.stop import StopSignal
 from edge_runtime.stream.pipeline import Clock
@@ -58,7 +58,7 @@ class RecordSummary(msgspec.Struct, frozen=True):
 class _Tap(NamedTuple):
     """One connection. elsewhere: filters of the connections before it, which bring what they match themselves."""
 
-    client: CallbackClient
+    client: MqttClient
     elsewhere: tuple[str, ...]
 
 
@@ -111,6 +111,7 @@ class _Recorder:
 
     def __init__(self, writer: RecordingWriter, taps: Sequence[_Tap], limits: RecordLimits) -> None:
         self._writer, self._taps, self._limits = writer, taps, limits
+        self._wait = Waiter([tap.client for tap in taps])
 
     @property
     def full(self) -> bool:
@@ -118,7 +119,7 @@ class _Recorder:
 
     def step(self, timeout_s: float) -> bool:
         """Wait for messages at most timeout_s, take what is there; whether there was anything."""
-        wait([tap.client for tap in self._taps], timeout_s)
+        self._wait(timeout_s)
         arrived = [(tap, tap.client.poll(0.0)) for tap in self._taps]
         for tap, messages in arrived:
             self.take(tap, messages)
@@ -163,7 +164,7 @@ class _Recorder:
         )
 
 
-def connect(client: CallbackClient, timeout_s: float) -> list[Message]:
+def connect(client: MqttClient, timeout_s: float) -> list[Message]:
     """Wait until a started client is connected and subscribed; the messages that came meanwhile.
 
     Raises TransportError when the broker does not answer in time, or refuses the client or a subscription.
@@ -186,7 +187,7 @@ def _taps(settings: MqttSettings, filters: Sequence[str], client_id: str) -> lis
     taps: list[_Tap] = []
     elsewhere: tuple[str, ...] = ()
     for subscriptions in plan_connections((topic_filter, 1) for topic_filter in filters):
-        client = CallbackClient(own, client_id=f"{client_id}-{len(taps) + 1}", subscriptions=subscriptions)
+        client = make_client(own, client_id=f"{client_id}-{len(taps) + 1}", subscriptions=subscriptions)
         taps.append(_Tap(client, elsewhere))
         elsewhere += tuple(topic_filter for topic_filter, _ in subscriptions)
     return taps

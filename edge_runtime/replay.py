@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import secrets
 import sys
@@ -22,12 +21,12 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.loop import Connection, Lane, Loop
 from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session
-from edge_runtime.monitor.latency import StageRecorder
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.monitor.latency import NoRecorder
+from edge_runtime.mqtt.client import MqttClient, make_client
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Subscription, Tree, match, parse_source
-from edge_runtime.mqtt.transport import Counters
+from edge_runtime.mqtt.transport import Counters, Kind
 from edge_runtime.record import STOP_S, connect
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing
 from edge_runtime.stop import StopSignal
@@ -93,7 +92,7 @@ def to_broker(
     Raises TransportError when the broker cannot be reached at the start; later it is waited for.
     """
     own = msgspec.structs.replace(settings, session_expiry_s=0)
-    client = CallbackClient(own, client_id=f"edge-runtime-replay-{secrets.token_hex(8)}")
+    client = make_client(own, client_id=f"edge-runtime-replay-{secrets.token_hex(8)}")
     client.start()
     try:
         connect(client, settings.connect_timeout_s)
@@ -115,7 +114,7 @@ class _Player:
     def __init__(
         self,
         recording: Recording,
-        client: CallbackClient,
+        client: MqttClient,
         settings: MqttSettings,
         *,
         speed: float,
@@ -243,7 +242,7 @@ def _lanes(config: Config, path: str, tape: _Tape, ledger: Ledger) -> list[Lane]
     connection = Connection(tape, Routes(sources))
     lanes = []
     for name, settings in config.pipelines.items():
-        recorder = StageRecorder(name)
+        recorder = NoRecorder()
         pipeline = build_pipeline(
             config,
             name,
@@ -266,7 +265,9 @@ class _Tape:
     clock: stands at the time of the message that was polled last.
     """
 
+    kind: Kind = "callbacks"
     connected = subscribed = True
+    more = False
     reason = ""
 
     def __init__(
@@ -282,8 +283,7 @@ class _Tape:
         self._messages = iter(recording)
         self._subscriptions = subscriptions
         self._write = write
-        self._tokens = itertools.count(1)
-        self._written: list[tuple[int, str]] = []
+        self._unconfirmed: list[tuple[int, str]] = []
 
     def start(self) -> None: ...
 
@@ -317,13 +317,16 @@ class _Tape:
         payload.pop("lat_ms", None)
         self._write(msgspec.json.encode(_Document(message.topic, payload)) + b"\n")
         self.documents += 1
-        token = next(self._tokens)
-        self._written.append((token, ""))
-        return token
+        self._unconfirmed.append((self.documents, ""))
+        return self.documents
 
     def confirmed(self) -> list[tuple[int, str]]:
-        written, self._written = self._written, []
-        return written
+        confirmed, self._unconfirmed = self._unconfirmed, []
+        return confirmed
+
+    @property
+    def written(self) -> int:
+        return self.documents
 
     def flush(self) -> None: ...
 

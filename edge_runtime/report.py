@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from edge_runtime.check import CheckReport
-from edge_runtime.daemon import Summary
+import msgspec
+
 from edge_runtime.delivery.ledger import render
-from edge_runtime.findings import Finding
-from edge_runtime.init import Written
-from edge_runtime.model.bench import BenchReport
-from edge_runtime.model.bundle import Bundle
+from edge_runtime.latency_report import LatencyReport, LogRange, Skipped, utc
 from edge_runtime.model.child import printable
-from edge_runtime.model.gate import GateReport
-from edge_runtime.model.manifest import StateSpec
 from edge_runtime.monitor.latency import StageSummary
-from edge_runtime.record import RecordSummary
-from edge_runtime.replay import PublishSummary, ReplaySummary
+from edge_runtime.monitor.slowest import SlowLine, WindowTimes
+
+if TYPE_CHECKING:  # so that a command loads only what it reports on
+    from edge_runtime.check import CheckReport
+    from edge_runtime.daemon import Summary
+    from edge_runtime.findings import Finding
+    from edge_runtime.init import Written
+    from edge_runtime.model.bench import Advice, BenchReport
+    from edge_runtime.model.bundle import Bundle
+    from edge_runtime.model.gate import GateReport
+    from edge_runtime.model.manifest import StateSpec
+    from edge_runtime.record import RecordSummary
+    from edge_runtime.replay import PublishSummary, ReplaySummary
 
 NAME_WIDTH = 16
 STAGE_COLUMNS = ("stage", "count", "p50 ms", "p95 ms", "p99 ms", "max ms")
+LATENCY_COLUMNS = ("pipeline", "stage", "count", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms")
+SLOWEST_COLUMNS = (
+    "written, UTC",
+    "pipeline",
+    "stream",
+    "batch",
+    *WindowTimes.__struct_fields__,
+    "temperature",
+    "throttled",
+)
 
 
 def summary(found: Summary) -> str:
-    """Ledger, percentiles per stage, and where the latency log lies."""
+    """Ledger, percentiles per stage, how deadlines were kept, and where the latency log lies."""
     parts = [render(found.ledger)]
     for pipeline, stages in found.latency.items():
         if not stages:
             continue
         parts += ["", f"{pipeline}: latency", table(STAGE_COLUMNS, stage_rows(stages.items()))]
+    parts += [""] if found.deadlines else []
+    for pipeline, kept in found.deadlines.items():
+        parts.append(f"{pipeline}: {kept.misses:,} of {kept.results:,} results later than {kept.deadline_ms:g} ms")
     parts += ["", f"latency log: {found.latency_log or 'none, nothing was recorded'}"]
     parts.append(f"ran {found.uptime_s:.1f} s, memory {found.rss_mb:.0f} MB")
     if not found.drained:
@@ -46,9 +66,13 @@ def stage_rows(stages: Iterable[tuple[str, StageSummary]]) -> list[tuple[str, ..
 
 def check(found: CheckReport) -> str:
     """What would run, and whether the broker lets it."""
-    columns = ("pipeline", "subscribes to", "model", "precision", "provider", "ms a window", "golden error", "runs")
+    head = ("pipeline", "subscribes to", "model", "precision", "provider", "threads", "ms a window", "golden error")
+    columns = (*head, "runs")
     rows = [
-        (p.name, p.filter, p.model, p.precision, p.provider, f"{p.infer_ms:.3f}", f"{p.golden_error:.2g}", p.execution)
+        (
+            *(p.name, p.filter, p.model, p.precision, p.provider),
+            *(str(p.threads), f"{p.infer_ms:.3f}", f"{p.golden_error:.2g}", p.execution),
+        )
         for p in found.pipelines
     ]
     broker = f"broker {found.url}: {found.broker or 'reached, subscriptions granted'}"
@@ -85,7 +109,7 @@ def bench(found: BenchReport) -> str:
         f"{found.model} ({found.precision}), bundle {found.bundle_kb:.1f} kB, ready in {found.load_ms:.0f} ms, "
         f"memory {found.rss_mb:.1f} MB, golden error {found.golden_error:.2g}"
     )
-    columns = ("batch", "threads", "runs", "p50 ms", "p95 ms", "p99 ms", "max ms", "windows/s")
+    columns = ("batch", "threads", "runs", "p50 ms", "p95 ms", "p99 ms", "max ms", "windows/s", "CPU ms/window")
     rows = [
         (
             str(r.batch),
@@ -93,10 +117,31 @@ def bench(found: BenchReport) -> str:
             f"{r.runs:,}",
             *(f"{ms:.3f}" for ms in (r.p50_ms, r.p95_ms, r.p99_ms, r.max_ms)),
             f"{r.windows_per_s:,.0f}",
+            f"{r.cpu_ms:.4f}",
         )
         for r in found.rows
     ]
-    return "\n".join([head, table(columns, rows)])
+    lines = [head, table(columns, rows)]
+    return "\n".join(lines if found.advice is None else [*lines, "", *_advice(found.advice)])
+
+
+def _advice(found: Advice) -> list[str]:
+    """Lines to put into tables that the configuration has already."""
+    tried = ", ".join(f"{threads}: {ms:.3f} ms" for threads, ms in found.p50_ms.items()) or "1 alone"
+    rate, most = f"{found.windows_per_s:,.0f} windows/s", f"{found.most_windows_per_s:,.0f}"
+    near = f"a window takes {found.window_ms:.3f} ms, node.inline_limit_ms is by default {found.inline_limit_ms:g}"
+    lines = [
+        "# under [models.NAME] of this bundle",
+        f"# one window at a sensor's pace, by threads: {tried}",
+        f"intra_op_threads = {found.intra_op_threads}",
+        f"# {rate}: the smallest batch with {found.enough:.0%} of the most, {most}",
+        f"max_batch = {found.max_batch}",
+        "",
+        "# under [pipelines.NAME] of each pipeline that runs it",
+    ]
+    if found.execution == "auto":
+        return [*lines, f"# nothing: execution = auto decides alike at every start; {near}"]
+    return [*lines, f"# {near}: auto could decide anew at each start", f'execution = "{found.execution}"']
 
 
 def bundle(found: Bundle) -> str:
@@ -125,6 +170,56 @@ def bundle(found: Bundle) -> str:
 
 def _joined_along(state: StateSpec) -> str:
     return "one stream at a time" if state.batch_axis is None else f"streams joined along axis {state.batch_axis}"
+
+
+def latency(found: LatencyReport) -> str:
+    """What was read, percentiles per stage, and the slowest windows."""
+    stages = [
+        (
+            printable(s.pipeline) or "-",
+            printable(s.stage) or "-",
+            f"{s.count:,}",
+            *(f"{ms:.3f}" for ms in (s.p50_ms, s.p90_ms, s.p95_ms, s.p99_ms, s.p999_ms, s.max_ms)),
+        )
+        for s in found.stages
+    ]
+    parts = [*map(_log_range, found.files), *map(_skipped, found.skipped)]
+    if found.start_unix_s is not None or found.end_unix_s is not None:
+        start, end = ("..." if unix_s is None else utc(unix_s) for unix_s in (found.start_unix_s, found.end_unix_s))
+        parts.append(f"range {start} to {end} UTC: intervals that lie in it, if only in part")
+    parts += ["", table(LATENCY_COLUMNS, stages)]
+    mixed = ", ".join(printable(f"{s.pipeline}/{s.stage}") for s in found.stages if s.mixed)
+    if mixed:
+        parts += ["", f"histograms of different resolution were added up, each value as exact as its own: {mixed}"]
+    if found.slowest:
+        rows = [_slow_window(line) for line in found.slowest]
+        parts += ["", "slowest windows, ms", table(SLOWEST_COLUMNS, rows)]
+    return "\n".join(parts)
+
+
+def _log_range(found: LogRange) -> str:
+    unfinished = f"; its last {found.unfinished_bytes:,} bytes are no whole line" if found.unfinished_bytes else ""
+    if found.start_unix_s is None or found.end_unix_s is None:
+        return f"{found.path}: nothing taken{unfinished}"
+    covered = f"{utc(found.start_unix_s)} to {utc(found.end_unix_s)} UTC"
+    return f"{found.path}: {found.histograms:,} histograms, {covered}{unfinished}"
+
+
+def _skipped(found: Skipped) -> str:
+    return f"{found.path}: {found.lines:,} lines skipped, the first is line {found.first_line}: {printable(found.fact)}"
+
+
+def _slow_window(found: SlowLine) -> tuple[str, ...]:
+    throttled = "unknown" if found.throttled is None else ", ".join(found.throttled) or "no"
+    return (
+        utc(found.at),
+        printable(found.pipeline),
+        printable(found.stream),
+        str(found.batch),
+        *(f"{ms:.3f}" for ms in msgspec.structs.astuple(found.lat_ms)),
+        "unknown" if found.temperature_c is None else f"{found.temperature_c:.0f} °C",
+        printable(throttled),
+    )
 
 
 def recorded(found: RecordSummary) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
@@ -133,7 +134,12 @@ def _connected(broker: Broker, tree: Tree, board: Board) -> Iterator[Client]:
     except ValueError as error:
         raise TransportError(str(error)) from error
     protocol = MQTTv5 if broker.protocol == "5" else MQTTv311
-    client = Client(CallbackAPIVersion.VERSION2, client_id=f"{tree.node}-sensors", protocol=protocol)
+    transport: Literal["tcp", "websockets"] = "websockets" if endpoint.path else "tcp"
+    client = Client(
+        CallbackAPIVersion.VERSION2, client_id=f"{tree.node}-sensors", protocol=protocol, transport=transport
+    )
+    if endpoint.path:
+        client.ws_set_options(path=endpoint.path)
     if endpoint.tls:
         client.tls_set_context(ssl.create_default_context())
 

@@ -146,8 +146,11 @@ def test_the_node_tells_its_state_what_it_runs_and_its_metrics(
 
     until(counted, what="metrics count the message")
     daemon.stop()
-    retained = broker.probe("edge/v1/n1/status", "edge/v1/n1/metrics").wait_for(1)
-    assert [(m.topic, json.loads(m.payload)["state"]) for m in retained] == [("edge/v1/n1/status", "stopped")]
+    retained = {
+        m.topic: json.loads(m.payload) for m in broker.probe("edge/v1/n1/status", "edge/v1/n1/metrics").wait_for(2)
+    }
+    assert retained["edge/v1/n1/status"]["state"] == "stopped"
+    assert retained["edge/v1/n1/metrics"]["ledger"]["overall"]["confirmed"] == 1
 
 
 def test_an_alarm_is_retained_for_those_who_come_later(broker: Broker, serving: Daemon) -> None:

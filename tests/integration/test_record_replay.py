@@ -29,7 +29,7 @@ from edge_runtime import report
 from edge_runtime.cli import main
 from edge_runtime.config import load
 from edge_runtime.demo.pump import PUMPS, RATE_HZ, Pump, to_int16
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.record import FINISH_S, RecordLimits, RecordSummary, plain_filter
 from edge_runtime.record import record as run_record
@@ -491,7 +491,7 @@ def test_overlapping_filters_record_a_message_once(broker: Broker, start: Start,
 
 
 def test_a_killed_record_leaves_a_file_with_all_it_acknowledged_and_no_session(
-    broker: Broker, start: Start, make_client: Callable[..., CallbackClient], tmp_path: Path
+    broker: Broker, start: Start, make_client: Callable[..., MqttClient], tmp_path: Path
 ) -> None:
     path = tmp_path / "a.rec"
     record = start("record", "--broker", broker.url, "--topic", "in/#", "-o", path)
@@ -573,13 +573,16 @@ class Asked:
 
 
 def recorded_behind_a_backlog(
-    broker: Broker, path: Path, stop: Asked, *, sent: int, seconds: float, protocol: str = "5"
+    broker: Broker, path: Path, stop: Asked, *, sent: int, seconds: float, protocol: str = "5", size: int = 3
 ) -> RecordSummary:
-    """Record, but look at the connection again only when so many messages are confirmed to their publisher."""
+    """Record, but look at the connection again only when so many messages are confirmed to their publisher.
+
+    size: of each message, bytes at least.
+    """
     probe = broker.probe()
     settings = MqttSettings(url=broker.url, protocol=protocol)
     begun_s = time.monotonic()
-    waiting = deque(str(n).encode() for n in range(sent))
+    waiting = deque(str(n).encode().ljust(size) for n in range(sent))
 
     def hold_up(_found: RecordSummary) -> None:
         while waiting:
@@ -604,7 +607,7 @@ def test_an_end_that_takes_too_long_is_cut_and_says_so(
     broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge_runtime.record.FINISH_S", 1e-6)
-    found = recorded_behind_a_backlog(broker, tmp_path / "a.rec", Asked(), sent=900, seconds=math.inf)
+    found = recorded_behind_a_backlog(broker, tmp_path / "a.rec", Asked(), sent=900, seconds=math.inf, size=1_000)
 
     assert found.unfinished
     assert found.messages < 900

@@ -1,4 +1,4 @@
-"""A mosquitto of the benchmark's own: nodelay, no limits that a load test would meet, start and subscriptions seen."""
+"""A mosquitto of the benchmark's own, tuned or stock; its start and its subscriptions are seen."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ CONFIG = """\
 listener {port} {host}
 allow_anonymous true
 persistence false
-set_tcp_nodelay true
-max_inflight_messages 1000
-max_queued_messages 1000000
 log_dest stderr
 log_type error
 log_type warning
 log_type information
 log_type subscribe
 """
+SETUPS = {
+    "nodelay": "set_tcp_nodelay true\nmax_inflight_messages 1000\nmax_queued_messages 1000000\n",
+    "stock": "",
+}
 
 
 class BrokerError(Exception):
@@ -73,12 +74,15 @@ class Broker:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Broker]:
-    """A broker on a free port that ends with the block. Raises BrokerError."""
+def started(folder: Path, setup: str = "nodelay") -> Iterator[Broker]:
+    """A broker on a free port that ends with the block. setup: nodelay, without limits a load would meet, or stock.
+
+    Raises BrokerError.
+    """
     port = free_port()
-    config = folder / "mosquitto.conf"
+    config = folder / f"mosquitto-{setup}.conf"
     user = "user root\n" if os.geteuid() == 0 else ""
-    config.write_text(user + CONFIG.format(port=port, host=HOST))
+    config.write_text(user + CONFIG.format(port=port, host=HOST) + SETUPS[setup])
     with subprocess.Popen([program(), "-c", str(config)], stderr=subprocess.PIPE) as process:
         try:
             broker = Broker(process, port)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks import subjects
+from benchmarks import processes
 from benchmarks.results import Demo, Machine
 
-FULL_ROUNDS, QUICK_ROUNDS = 2, 1
-FULL_S, QUICK_S = 16, 4
+FULL, QUICK = (2, 16), (1, 4)
 CONFIG = "demo.toml"
 EVERY_S = 0.1
 END_S = 30.0
@@ -28,7 +27,7 @@ def run(rounds: int, seconds: int, folder: Path, machine: Machine) -> Iterator[D
         log = folder / f"demo-{number}.log"
         command = [sys.executable, "-m", "edge_runtime", "demo", "--seconds", str(seconds), "--state-dir", str(state)]
         with log.open("wb") as output:
-            demo = subprocess.Popen(command, stdout=output, stderr=output, env=subjects.ENVIRONMENT)
+            demo = subprocess.Popen(command, stdout=output, stderr=output, env=processes.ENVIRONMENT)
         try:
             used = _watch(demo, seconds + END_S)
         finally:
@@ -36,7 +35,7 @@ def run(rounds: int, seconds: int, folder: Path, machine: Machine) -> Iterator[D
                 demo.terminate()
             demo.wait(END_S)
         if demo.returncode != 0 or used is None:
-            raise subjects.SubjectError(
+            raise processes.SubjectError(
                 f"the demo ended with {demo.returncode}: {log.read_text(errors='replace')[-800:]}"
             )
         summary = json.loads((state / "summary.json").read_bytes())
@@ -50,9 +49,9 @@ def run(rounds: int, seconds: int, folder: Path, machine: Machine) -> Iterator[D
         )
 
 
-def _watch(demo: subprocess.Popen[bytes], seconds: float) -> subjects.Memory | None:
+def _watch(demo: subprocess.Popen[bytes], seconds: float) -> processes.Memory | None:
     """The last memory seen of the demo's daemon until the demo ends."""
-    used: subjects.Memory | None = None
+    used: processes.Memory | None = None
     deadline_s = time.monotonic() + seconds
     while demo.poll() is None and time.monotonic() < deadline_s:
         time.sleep(EVERY_S)
@@ -60,11 +59,11 @@ def _watch(demo: subprocess.Popen[bytes], seconds: float) -> subjects.Memory | N
     return used
 
 
-def _daemon_memory(demo: int) -> subjects.Memory | None:
+def _daemon_memory(demo: int) -> processes.Memory | None:
     """Of the demo's child that runs the daemon; None before its start and after its end."""
     try:
         children = psutil.Process(demo).children(recursive=True)
         daemons = [child.pid for child in children if any(word.endswith(CONFIG) for word in child.cmdline())]
-        return subjects.memory(daemons[0]) if daemons else None
+        return processes.memory(daemons[0]) if daemons else None
     except (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError, ProcessLookupError):
         return None

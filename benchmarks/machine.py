@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import importlib.metadata
 import os
@@ -10,11 +11,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks import broker
+from benchmarks import broker, programs
 from benchmarks.results import Machine
 
-PACKAGES = ("paho-mqtt", "onnxruntime", "numpy", "msgspec", "cbor2")
-CODE = ("edge_runtime", "benchmarks/*.py", "pyproject.toml", "constraints.txt")
+PACKAGES = (
+    "paho-mqtt", "onnxruntime", "numpy", "msgspec", "pysimdjson", "cbor2", "fastapi", "uvicorn", "httptools", "uvloop",
+)  # fmt: skip
+CODE = ("edge_runtime", "benchmarks/*.py", "benchmarks/*.[ch]", "pyproject.toml", "constraints.txt")
 IDLE_S = 2.0
 
 
@@ -32,13 +35,23 @@ def describe(*, quick: bool) -> Machine:
         versions={
             "python": platform.python_version(),
             "mosquitto": broker.version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "cc": programs.compiler(),
+            **_packages(),
         },
         date=dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         load=round(load, 2),
         busy=round(_busy(IDLE_S), 3),
         quick=quick,
     )
+
+
+def _packages() -> dict[str, str]:
+    """Versions of those that are installed; httptools and uvloop make uvicorn faster where they are."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def device() -> str:

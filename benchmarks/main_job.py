@@ -1,152 +1,196 @@
-"""The main job, JSON in and JSON out over MQTT: a hand-written script beside the daemon, in one interleaved run.
+"""The main job, messages in and results out over MQTT: all subjects beside each other, in one interleaved run.
 
-Same broker, same models, same messages; a process of its own for each variant of each round, rounds shuffled.
-The third variant, "broker", is the floor: the generator's messages come straight back.
+Same brokers, same models, same messages; a process of its own for each subject of each round, rounds shuffled.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from benchmarks import broker, subjects
-from benchmarks.loadgen import Generator, Run, Verdict, judge
-from benchmarks.results import Footprint, Latency, Line, Machine, MaxRate, Skipped, percentile
+from benchmarks import bare, broker, judge, plan, processes, programs, subjects, workloads
+from benchmarks.broker import Broker
+from benchmarks.failures import guarded
+from benchmarks.generator import Generator, Load, Route, Run
+from benchmarks.judge import Verdict
+from benchmarks.processes import SubjectError
+from benchmarks.programs import Programs
+from benchmarks.results import Bare, Closed, Footprint, Line, Machine, Open, Skipped, percentile
+from benchmarks.subjects import Place
 from benchmarks.workloads import Workload
 
-RATES_HZ = (100.0, 1000.0)
-OUTSTANDING = 100
 HEADROOM = 1.1
-FLOOR = "broker"
-CASES = (("feat64", 0), ("win", 0), ("feat64", 1))
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How long is measured, in seconds after each warm-up. floor: share of it that the floor gets."""
+    """share: of the planned seconds that every load gets, no less than least_s."""
 
     rounds: int
-    warm_up_s: float
-    closed_s: float
-    open_s: tuple[float, ...]
-    floor: float = 0.5
+    share: float = 1.0
+    least_s: float = 0.0
+    bare_calls: int = bare.CALLS
+
+    def of(self, load: Load) -> Load:
+        seconds, warm_up_s = (max(self.least_s, part * self.share) for part in (load.seconds, load.warm_up_s))
+        return msgspec.structs.replace(load, seconds=seconds, warm_up_s=warm_up_s)
 
 
-FULL = Effort(rounds=4, warm_up_s=0.5, closed_s=3.0, open_s=(4.0, 3.0))
-QUICK = Effort(rounds=1, warm_up_s=0.1, closed_s=0.4, open_s=(0.3, 0.3), floor=1.0)
+FULL = Effort(rounds=4)
+QUICK = Effort(rounds=1, share=0.1, least_s=0.15, bare_calls=200)
 
 
-class _Case(msgspec.Struct, frozen=True):
-    """One variant of one round; it is also the start of each of its lines."""
+class _Setting(msgspec.Struct, frozen=True):
+    """What all cells share."""
 
-    subject: str
-    workload: str
-    qos: int
-    round: int
+    effort: Effort
+    machine: Machine
+    programs: Programs
+    folder: Path
+    brokers: Mapping[str, Broker]
+    workloads: Mapping[str, Workload]
 
 
-def run(effort: Effort, workloads: dict[str, Workload], folder: Path, machine: Machine) -> Iterator[Line]:
-    """Every measurement as it is made. Raises BrokerError, SubjectError."""
+def run(effort: Effort, selection: plan.Selection, folder: Path, machine: Machine) -> Iterator[Line]:
+    """Every measurement as it is made; a cell that fails is a line of its own. Raises BrokerError, CompilerError."""
+    cases, alone = selection.cases(), selection.bare()
+    built = programs.build()
+    known = workloads.build(folder, dict.fromkeys([*(case.workload for case in cases), *alone]))
     shuffled = random.Random(0)
-    with broker.started(folder) as found:
+    with ExitStack() as stack:
+        kinds = dict.fromkeys(case.broker for case in cases)
+        brokers = {kind: stack.enter_context(broker.started(folder, kind)) for kind in kinds}
+        setting = _Setting(effort, machine, built, folder, brokers, known)
         for number in range(1, effort.rounds + 1):
-            names = (*subjects.SUBJECTS, FLOOR)
-            cases = [_Case(name, workload, qos, number) for workload, qos in CASES for name in names]
-            shuffled.shuffle(cases)
-            for case in cases:
-                bench = _Bench(case, workloads[case.workload], effort, found, machine)
-                yield from bench.floor() if case.subject == FLOOR else bench.subject(folder)
+            cells: list[tuple[str, Callable[[], Iterator[Line]]]] = [
+                (f"{name}, {case.name}, round {number}", _Cell(setting, case, name, number).run)
+                for case in cases
+                for name in case.loads
+            ]
+            cells += [(f"model of {name} alone, round {number}", _bare(setting, name, number)) for name in alone]
+            shuffled.shuffle(cells)
+            for what, cell in cells:
+                yield from guarded(what, cell(), machine)
 
 
-class _Bench:
-    """One variant under its loads."""
+def _bare(setting: _Setting, name: str, number: int) -> Callable[[], Iterator[Line]]:
+    def measure() -> Iterator[Line]:
+        model = setting.workloads[name].model.onnx
+        command = [sys.executable, "-m", "benchmarks.bare", str(model), "--calls", str(setting.effort.bare_calls)]
+        done = subprocess.run(command, capture_output=True, text=True, env=processes.ENVIRONMENT, check=False)
+        if done.returncode:
+            raise SubjectError(f"bare: {done.stderr.strip()[-800:]}")
+        times = msgspec.structs.asdict(msgspec.json.decode(done.stdout, type=bare.Times))
+        machine = setting.machine
+        yield Bare(device=machine.device, git=machine.git, workload=name, round=number, **times)
 
-    def __init__(self, case: _Case, workload: Workload, effort: Effort, found: broker.Broker, machine: Machine) -> None:
-        self._case, self._workload, self._effort, self._broker = case, workload, effort, found
-        self._start = {**msgspec.structs.asdict(case), "device": machine.device, "git": machine.git}
-        self._sent = 0
+    return measure
 
-    def floor(self) -> Iterator[Line]:
-        topic = f"floor/{self._workload.name}"
-        with closing(self._generator(topic, topic)) as generator:
-            yield from self._measure(generator, lambda: (0.0, self._broker_s()), self._effort.floor)
 
-    def subject(self, folder: Path) -> Iterator[Line]:
-        make = subjects.SUBJECTS[self._case.subject]
-        subject = make(self._workload, port=self._broker.port, qos=self._case.qos, folder=folder)
-        with (
-            subjects.running(subject, self._broker) as (process, _),
-            closing(self._generator(subject.topic, subject.results)) as generator,
-        ):
-            yield from self._measure(generator, lambda: (process.cpu_s(), self._broker_s()), 1.0)
+class _Cell:
+    """One subject of one round under its loads."""
+
+    def __init__(self, setting: _Setting, case: plan.Case, name: str, number: int) -> None:
+        self._setting, self._case, self._name = setting, case, name
+        self._broker = setting.brokers[case.broker]
+        self._workload = setting.workloads[case.workload]
+        self._start: dict[str, Any] = {
+            "device": setting.machine.device,
+            "git": setting.machine.git,
+            "subject": name,
+            "workload": case.workload,
+            "qos": case.qos,
+            "broker": case.broker,
+            "round": number,
+        }
+
+    def run(self) -> Iterator[Line]:
+        return self._alone() if self._name == plan.BROKER else self._subject()
+
+    def _alone(self) -> Iterator[Line]:
+        """The generator's messages come straight back."""
+        topic = f"alone/{self._workload.name}"
+        route = Route(self._broker.port, topic, topic, self._case.qos, (self._broker.process.pid,), subjects.ECHO_KEEP)
+        workload = msgspec.structs.replace(self._workload, cut=workloads.ONE_EACH)
+        yield from self._measure(Generator(self._setting.programs, workload, route, self._setting.folder), workload)
+
+    def _subject(self) -> Iterator[Line]:
+        place = Place(self._broker.port, self._case.qos, self._setting.folder, self._setting.programs)
+        subject = subjects.SUBJECTS[self._name](self._workload, place)
+        with processes.running(subject, self._broker) as (process, _):
+            watch = (self._broker.process.pid, process.process.pid)
+            port = subject.port or self._broker.port
+            route = Route(
+                port, subject.topic, subject.results, self._case.qos, watch, subject.keep, http=bool(subject.port)
+            )
+            generator = Generator(self._setting.programs, subject.workload, route, self._setting.folder)
+            yield from self._measure(generator, subject.workload, subject.judge)
             used = process.memory()
-            yield Footprint(**self._start, rss_mb=used.rss_mb, peak_mb=used.peak_mb, messages=self._sent)
-
-    def _generator(self, topic: str, results: str) -> Generator:
-        port, qos = self._broker.port, self._case.qos
-        return Generator(port, self._workload.payloads, topic=topic, results=results, qos=qos)
-
-    def _broker_s(self) -> float:
-        return subjects.cpu_s(self._broker.process.pid)
+            yield Footprint(**self._start, rss_mb=used.rss_mb, peak_mb=used.peak_mb, messages=generator.sent)
 
     def _measure(
-        self, generator: Generator, counter: Callable[[], tuple[float, float]], share: float
+        self,
+        generator: Generator,
+        workload: Workload,
+        judge_run: Callable[[Run, Workload], Verdict] = judge.echoes,
     ) -> Iterator[Line]:
-        """The highest rate first, then the latency at each rate below it."""
-        effort = self._effort
-        options: dict[str, Any] = {"warm_up_s": effort.warm_up_s, "counter": counter}
-        found = generator.closed_loop(OUTSTANDING, seconds=effort.closed_s * share, **options)
-        most = self._max_rate(found)
-        yield most
-        for rate_hz, seconds in zip(RATES_HZ, effort.open_s, strict=True):
-            if most.msg_s < rate_hz * HEADROOM:
-                reason = f"above what it can do: {most.msg_s:.0f} msg/s"
-                yield Skipped(**self._start, rate_hz=rate_hz, reason=reason)
-            else:
-                found = generator.open_loop(rate_hz, seconds=seconds * share, **options)
-                yield self._latency(found, rate_hz)
+        """Load after load; a rate above what the subject just showed it can do is skipped."""
+        most = 0.0
+        for planned in self._case.loads[self._name]:
+            load = self._setting.effort.of(planned)
+            if load.loop == "open" and 0 < most < load.amount * HEADROOM:
+                reason = f"above what it can do: {most:.0f} msg/s"
+                yield Skipped(**self._start, rate_hz=load.amount, reason=reason)
+                continue
+            found = generator.run(load)
+            verdict = judge_run(found, workload)
+            line = self._line(load, found, verdict)
+            most = max(most, line.msg_s) if isinstance(line, Closed) and line.outstanding > 1 else most
+            yield line
 
-    def _max_rate(self, found: Run) -> MaxRate:
-        verdict = self._judge(found)
-        n = sum(found.begin_ns <= at_ns < found.end_ns for at_ns, _ in found.arrivals)
-        return MaxRate(
-            **self._start, **self._facts(found, verdict, n), outstanding=OUTSTANDING, msg_s=round(n / found.seconds, 1)
-        )
+    def _line(self, load: Load, found: Run, verdict: Verdict) -> Closed | Open:
+        if not len(verdict.latencies_ns):
+            raise SubjectError(
+                f"{self._name} on {self._case.key}: of {len(found.written_ns)} messages none of those measured was "
+                f"answered rightly: {verdict.missing} missing, {verdict.wrong} wrong, {verdict.repeated} repeated"
+            )
+        common = self._start | facts(found, verdict)
+        if load.loop == "open":
+            timed = found.late_ns[found.written_ns >= found.begin_ns]
+            late_ms = np.sort(timed / 1e6).tolist() or [0.0]
+            at = {"late_p99_ms": round(percentile(late_ms, 99), 4), "late_max_ms": round(late_ms[-1], 4)}
+            return Open(**common, rate_hz=load.amount, late=found.late, **at)
+        return Closed(**common, outstanding=int(load.amount), msg_s=round(verdict.answered / found.seconds, 1))
 
-    def _latency(self, found: Run, rate_hz: float) -> Latency:
-        verdict = self._judge(found)
-        ordered = sorted(ns / 1e6 for ns in verdict.latencies_ns)
-        return Latency(
-            **self._start,
-            **self._facts(found, verdict, len(ordered)),
-            rate_hz=rate_hz,
-            p50_ms=round(percentile(ordered, 50), 4),
-            p99_ms=round(percentile(ordered, 99), 4),
-            max_ms=round(ordered[-1], 4),
-            late=found.late,
-        )
 
-    def _judge(self, found: Run) -> Verdict:
-        self._sent += len(found.stamps_ns)
-        if not found.arrivals:
-            raise subjects.SubjectError(f"{self._case.subject}: none of {len(found.stamps_ns)} messages was answered")
-        return judge(found, self._workload.payloads, labelled=self._case.subject != FLOOR)
-
-    def _facts(self, found: Run, verdict: Verdict, n: int) -> dict[str, Any]:
-        subject_s, broker_s = found.costs
-        floor = self._case.subject == FLOOR
-        return {
-            "n": n,
-            "warm_up": sum(stamp_ns < found.begin_ns for stamp_ns in found.stamps_ns),
-            "cpu_us": None if floor else round(subject_s / n * 1e6, 1),
-            "subject_cores": None if floor else round(subject_s / found.seconds, 3),
-            "broker_cores": round(broker_s / found.seconds, 3),
-            "generator_cores": round(found.own_cpu_s / found.seconds, 3),
-            "missing": verdict.missing,
-            "repeated": verdict.repeated,
-            "wrong": verdict.wrong,
-        }
+def facts(found: Run, verdict: Verdict) -> dict[str, Any]:
+    ordered = (np.sort(verdict.latencies_ns) / 1e6).tolist()
+    broker_ns, subject_ns = (*found.watched_ns, None)[:2]
+    n, span_ns = max(verdict.answered, 1), found.end_ns - found.begin_ns
+    used_ns = max(found.cores * span_ns - found.idle_ns, 0)
+    others_ns = max(used_ns - found.interrupts_ns - found.own_ns - sum(found.watched_ns), 0)
+    return {
+        "n": verdict.answered,
+        "timed": len(ordered),
+        "warm_up": int(np.count_nonzero(found.written_ns < found.begin_ns)),
+        "p50_ms": round(percentile(ordered, 50), 4),
+        "p99_ms": round(percentile(ordered, 99), 4),
+        "max_ms": round(ordered[-1], 4),
+        "cpu_us": None if subject_ns is None else round(subject_ns / n / 1e3, 2),
+        "subject_cores": None if subject_ns is None else round(subject_ns / span_ns, 3),
+        "broker_cores": round((broker_ns or 0) / span_ns, 3),
+        "generator_cores": round(found.own_ns / span_ns, 3),
+        "machine_cores": round(used_ns / span_ns, 3),
+        "others_cores": round(others_ns / span_ns, 3),
+        "cores": found.cores,
+        "missing": verdict.missing,
+        "repeated": verdict.repeated,
+        "wrong": verdict.wrong,
+    }

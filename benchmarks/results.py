@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,66 +34,94 @@ class Machine(_Line, tag="machine", kw_only=True, frozen=True):
     quick: bool
 
 
-class _Measured(_Line, kw_only=True, frozen=True):
-    """subject: naive, daemon, or broker (the generator's messages straight back, with nobody in between).
+class _Cell(_Line, kw_only=True, frozen=True):
+    """subject: a name of subjects.SUBJECTS, or broker (messages straight back, with nobody in between).
 
-    n: messages measured, after warm_up others. late: of them, written too late and so timed from when they were due.
-    cpu_us: of the subject, a message. *_cores: CPU seconds a second. missing, repeated, wrong: results, of all sent.
+    broker: nodelay or stock. round: from 1.
     """
 
     subject: str
     workload: str
     qos: int
+    broker: str
     round: int
+
+
+class _Measured(_Cell, kw_only=True, frozen=True):
+    """From a message's write to its result's read, and what became of all messages.
+
+    n: messages answered in the measured time, timed: results that latencies are of, warm_up: messages before.
+    cpu_us: of the subject, a message. *_cores: CPU seconds a second; machine: all that was not idle, interrupts
+    included; others: of it neither subject, broker, generator nor interrupts; cores: there were. missing, repeated,
+    wrong: results, of all sent.
+    """
+
     n: int
+    timed: int
     warm_up: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
     cpu_us: float | None
     subject_cores: float | None
     broker_cores: float
     generator_cores: float
+    machine_cores: float
+    others_cores: float
+    cores: int
     missing: int
     repeated: int
     wrong: int
 
 
-class MaxRate(_Measured, tag="max_rate", kw_only=True, frozen=True):
-    """Closed loop: so many messages outstanding, msg_s results a second."""
+class Closed(_Measured, tag="closed", kw_only=True, frozen=True):
+    """So many messages outstanding; msg_s messages answered a second."""
 
     outstanding: int
     msg_s: float
 
 
-class Latency(_Measured, tag="latency", kw_only=True, frozen=True):
-    """Open loop at rate_hz: from the message's write to its result's read."""
+class Open(_Measured, tag="open", kw_only=True, frozen=True):
+    """rate_hz messages a second on an absolute schedule. late: of them, counted from when they were due. late_*_ms: of
+    all, how long after they were due they were written.
+    """
 
     rate_hz: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
     late: int
+    late_p99_ms: float
+    late_max_ms: float
 
 
-class Skipped(_Line, tag="skipped", kw_only=True, frozen=True):
+class Skipped(_Cell, tag="skipped", kw_only=True, frozen=True):
     """A rate that was not tried, and why."""
 
-    subject: str
-    workload: str
-    qos: int
-    round: int
     rate_hz: float
     reason: str
 
 
-class Footprint(_Line, tag="footprint", kw_only=True, frozen=True):
+class Footprint(_Cell, tag="footprint", kw_only=True, frozen=True):
     """Memory of a subject after so many messages, MB (10^6 bytes)."""
 
-    subject: str
-    workload: str
-    qos: int
-    round: int
     rss_mb: float
     peak_mb: float
     messages: int
+
+
+class Failed(_Line, tag="failed", kw_only=True, frozen=True):
+    """What could not be measured, and why."""
+
+    what: str
+    reason: str
+
+
+class Bare(_Line, tag="bare", kw_only=True, frozen=True):
+    """`session.run` alone in a hot loop, wall clock of a call."""
+
+    workload: str
+    round: int
+    p50_us: float
+    p99_us: float
+    n: int
 
 
 class Start(_Line, tag="start", kw_only=True, frozen=True):
@@ -127,12 +155,22 @@ class Decode(_Line, tag="decode", kw_only=True, frozen=True):
     p75_us: float
 
 
-Line = Machine | MaxRate | Latency | Skipped | Footprint | Start | Demo | Decode
+Measured = Closed | Open
+Line = Machine | Closed | Open | Skipped | Failed | Footprint | Bare | Start | Demo | Decode
 
 
 def write(path: Path, lines: Iterable[Line]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+
+def append(path: Path, lines: Iterable[Line]) -> Iterator[Line]:
+    """Each line, once it stands at the end of a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb", buffering=0) as file:
+        for line in lines:
+            file.write(msgspec.json.encode(line) + b"\n")
+            yield line
 
 
 def read(folder: Path) -> list[Line]:

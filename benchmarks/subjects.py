@@ -1,163 +1,151 @@
-"""What is measured: the script of naive.py and the daemon, each a process of its own, watched through /proc."""
+"""What is measured: the C echo, the script of naive.py, the daemon, an HTTP server."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.broker import Broker, BrokerError
-from benchmarks.workloads import Workload
+from benchmarks import judge
+from benchmarks.processes import Subject
+from benchmarks.programs import Programs
+from benchmarks.workloads import ONE_EACH, Workload
+from edge_runtime.demo.broker import free_port
 
-SCRIPT = Path(__file__).with_name("naive.py")
-STOP_S = 10.0
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-KEEPS_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # would have the checkout compiled at every start, which no install is
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != KEEPS_NO_BYTECODE}
-ENVIRONMENT["ORT_DISABLE_TELEMETRY"] = "1"
+FOLDER = Path(__file__).parent
+ECHO_KEEP = 64
 CONFIG = """\
 [node]
 id = "{node}"
 state_dir = "{folder}/state"
+{node_settings}
 
 [mqtt]
 url = "mqtt://127.0.0.1:{port}"
+{mqtt_settings}
+
+[latency]
+{latency_settings}
 
 [models.m]
 bundle = "{bundle}"
 
 [pipelines.p]
-source = {{ topic = "{topic}", qos = {qos}, format = "json", path = "v", seq_field = "seq" }}
+source = {{ topic = "{topic}", qos = {qos}, {source} }}
+window = {{ {window} }}
 model = "m"
 result_qos = {qos}
 queue = {{ max = 1000 }}
 """
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """Resident set now and at its highest, MB (10^6 bytes)."""
+class Place(msgspec.Struct, frozen=True):
+    """Where a subject is to run. port: of the broker."""
 
-    rss_mb: float
-    peak_mb: float
-
-
-class SubjectError(Exception):
-    """A subject did not start, stop, or account for its messages as it should."""
+    port: int
+    qos: int
+    folder: Path
+    programs: Programs
 
 
-class Subject(msgspec.Struct, frozen=True):
-    """How one subject is started for one workload. topic, results: where it reads and where it answers."""
+class DaemonSettings(msgspec.Struct, frozen=True):
+    """Lines of the daemon's configuration, table by table."""
 
-    name: str
-    command: tuple[str, ...]
-    topic: str
-    results: str
-    log: Path
+    node: str = ""
+    mqtt: str = ""
+    latency: str = ""
 
 
-class Running:
-    """A started subject. spawned_ns: monotonic, when its process was asked for."""
+def _echo(name: str, form: str) -> Callable[[Workload, Place], Subject]:
+    """Every message is a result of its own."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self.spawned_ns = time.monotonic_ns()
-        with subject.log.open("wb") as log, self._output.open("wb") as output:
-            self.process = subprocess.Popen(subject.command, stdout=output, stderr=log, env=ENVIRONMENT)
+    def make(workload: Workload, place: Place) -> Subject:
+        topic, results = f"in/{name}/{workload.name}", f"out/{name}/{workload.name}"
+        options = {
+            "--port": str(place.port),
+            "--subscribe": topic,
+            "--publish": results,
+            "--qos": str(place.qos),
+            "--form": form,
+        }
+        return Subject(
+            name,
+            (str(place.programs.echo), *_words(options)),
+            topic,
+            results,
+            place.folder / f"{name}-{workload.name}.log",
+            msgspec.structs.replace(workload, cut=ONE_EACH),
+            judge=judge.echoes,
+            keep=ECHO_KEEP,
+        )
 
-    @property
-    def _output(self) -> Path:
-        return self._subject.log.with_suffix(".out")
-
-    def cpu_s(self) -> float:
-        return cpu_s(self.process.pid)
-
-    def memory(self) -> Memory:
-        return memory(self.process.pid)
-
-    def stop(self) -> None:
-        """SIGTERM. The daemon must then exit with 0 and a ledger that balances. Raises SubjectError."""
-        if self.process.poll() is not None:
-            raise self.failure(f"ended by itself with {self.process.returncode}")
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(STOP_S)
-        if self._subject.name == "naive":
-            return
-        if code != 0:
-            raise self.failure(f"exit code {code}")
-        summary = json.loads(self._output.read_bytes())
-        if not (summary["balanced"] and summary["drained"]):
-            raise self.failure(f"balanced: {summary['balanced']}, drained: {summary['drained']}")
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(STOP_S)
-
-    def failure(self, fact: str) -> SubjectError:
-        said = self._subject.log.read_text(errors="replace").strip()[-800:]
-        return SubjectError(f"{self._subject.name}: {fact}; its log ends: {said}")
+    return make
 
 
-@contextmanager
-def running(subject: Subject, broker: Broker) -> Iterator[tuple[Running, float]]:
-    """The subject once the broker has its subscription, and the seconds that took; it ends with the block."""
-    found = Running(subject)
-    try:
-        try:
-            subscribed_ns = broker.wait_for_subscription(subject.topic, found.process)
-        except BrokerError as error:
-            raise found.failure(str(error)) from error
-        yield found, (subscribed_ns - found.spawned_ns) / 1e9
-        found.stop()
-    finally:
-        found.kill()
-
-
-def naive(workload: Workload, *, port: int, qos: int, folder: Path) -> Subject:
+def _naive(workload: Workload, place: Place) -> Subject:
     topic, results = f"in/naive/{workload.name}", f"out/naive/{workload.name}"
     options = {
-        "--port": str(port),
-        "--model": str(workload.model),
-        "--labels": ",".join(workload.labels),
+        "--port": str(place.port),
+        "--model": str(workload.model.onnx),
+        "--labels": ",".join(workload.model.labels),
         "--topic": topic,
         "--results": results,
-        "--qos": str(qos),
+        "--qos": str(place.qos),
     }
-    command = (sys.executable, str(SCRIPT), *(word for option in options.items() for word in option))
-    return Subject("naive", command, topic, results, folder / f"naive-{workload.name}.log")
+    command = (sys.executable, str(FOLDER / "naive.py"), *_words(options), *workload.naive)
+    return Subject("naive", command, topic, results, place.folder / f"naive-{workload.name}.log", workload)
 
 
-def daemon(workload: Workload, *, port: int, qos: int, folder: Path) -> Subject:
-    node = f"bench-{workload.name}-{qos}"
-    topic = f"in/daemon/{workload.name}-{qos}"
-    config = folder / f"{node}.toml"
-    config.write_text(CONFIG.format(node=node, folder=folder, port=port, bundle=workload.bundle, topic=topic, qos=qos))
-    command = (sys.executable, "-m", "edge_runtime", "run", str(config), "--json")
-    results = f"edge/v1/{node}/p/p/out/{topic.rsplit('/', 1)[1]}"
-    return Subject("daemon", command, topic, results, folder / f"{node}.log")
+def _daemon(name: str, settings: DaemonSettings) -> Callable[[Workload, Place], Subject]:
+    def make(workload: Workload, place: Place) -> Subject:
+        node = f"{name}-{workload.name}-{place.qos}"
+        config = place.folder / f"{node}.toml"
+        config.write_text(
+            CONFIG.format(
+                node=node,
+                folder=place.folder,
+                port=place.port,
+                bundle=workload.model.bundle,
+                topic=f"in/{node}",
+                qos=place.qos,
+                source=workload.settings,
+                window=workload.window,
+                node_settings=settings.node,
+                mqtt_settings=settings.mqtt,
+                latency_settings=settings.latency,
+            )
+        )
+        command = (sys.executable, "-m", "edge_runtime", "run", str(config), "--json")
+        results = f"edge/v1/{node}/p/p/out/{node}"
+        return Subject(name, command, f"in/{node}", results, config.with_suffix(".log"), workload, keeps_ledger=True)
+
+    return make
 
 
-SUBJECTS: dict[str, Callable[..., Subject]] = {"naive": naive, "daemon": daemon}
+def _http(workload: Workload, place: Place) -> Subject:
+    port = free_port()
+    options = {
+        "--model": str(workload.model.onnx),
+        "--labels": ",".join(workload.model.labels),
+        "--port": str(port),
+    }
+    command = (sys.executable, str(FOLDER / "http_peer.py"), *_words(options))
+    return Subject("http", command, "/predict", "", place.folder / f"http-{workload.name}.log", workload, port=port)
 
 
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far (proc(5), stat: utime + stime), in steps of 1 / TICKS_PER_S."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+def _words(options: dict[str, str]) -> tuple[str, ...]:
+    return tuple(word for option in options.items() for word in option)
 
 
-def memory(pid: int) -> Memory:
-    """VmRSS and VmHWM (proc(5), status). Raises ProcessLookupError for a process that has ended."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS:", "VmHWM:"))}
-    if len(kb) < 2:
-        raise ProcessLookupError(f"process {pid} has ended")
-    return Memory(kb["VmRSS"] * 1024 / 1e6, kb["VmHWM"] * 1024 / 1e6)
+SUBJECTS: dict[str, Callable[[Workload, Place], Subject]] = {
+    "echo": _echo("echo", "single"),
+    "echo-batch": _echo("echo-batch", "batch"),
+    "naive": _naive,
+    "callbacks": _daemon("callbacks", DaemonSettings(mqtt='client = "callbacks"')),
+    "lane": _daemon("lane", DaemonSettings()),
+    "on": _daemon("on", DaemonSettings(node="metrics_interval_s = 1.0", latency="interval_s = 1.0")),
+    "off": _daemon("off", DaemonSettings(node="metrics_interval_s = 0", latency="enabled = false")),
+    "http": _http,
+}

@@ -1,186 +1,235 @@
-"""What is sent and what must come back: small ONNX models at a fixed seed, JSON payloads, the label of each."""
+"""What is sent and what must come back: messages, the windows they make, the label and score of each window.
+
+A workload's messages repeat after a period, and so do its windows. What is right, ONNX's own reference says.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from edge_runtime.model.bundle import Golden, write
-from edge_runtime.model.manifest import Histogram, Manifest, OutputSpec, Provenance, Reference, Tolerance
-from edge_runtime.records import Floats, InputSpec
+from benchmarks import models, signals
+from edge_runtime.demo import show
+from edge_runtime.demo.pump import RATE_HZ, SCALE_G
+from edge_runtime.model import bundle
+from edge_runtime.records import Floats
 
-SEED = 20
-CANDIDATES = 96
-PAYLOADS = 16
-CLEAR_MARGIN = 0.02
 FIRST_NUMBER = 1_000_000_000
 PREFIX = b'{"seq":'
 DIGITS = len(str(FIRST_NUMBER))
+PUMP_BUNDLE = Path(show.__file__).with_name(show.BUNDLE)
+PUMP_MESSAGES = 80
 
 
-class Payload(msgspec.Struct, frozen=True):
-    """One JSON message and the label its model gives it. The number at DIGITS bytes from len(PREFIX) is replaced."""
+class Cut(msgspec.Struct, frozen=True):
+    """How messages become windows. samples: in a message; length, hop: of windows; at most one window a message."""
 
-    body: bytes
+    samples: int = 1
+    length: int = 1
+    hop: int = 1
+
+    def completing(self, window: int) -> int:
+        """The message that completes a window."""
+        return -(-(self.length + window * self.hop) // self.samples) - 1
+
+    def completed(self, messages: int) -> int:
+        """How many windows so many messages complete."""
+        return max(0, (messages * self.samples - self.length) // self.hop + 1)
+
+    def beginning(self, window: int) -> int:
+        """The message that holds a window's first sample."""
+        return window * self.hop // self.samples
+
+    def starts(self, period: int) -> list[int]:
+        """Where windows begin in a signal that repeats after so many samples, until that repeats as well."""
+        return [i * self.hop % period for i in range(period // math.gcd(period, self.hop))]
+
+    @property
+    def messages_per_window(self) -> float:
+        return self.hop / self.samples
+
+
+ONE_EACH = Cut()
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What is right for one window."""
+
     label: str
+    score: float
+
+
+class Model(msgspec.Struct, frozen=True):
+    """onnx and bundle hold the same bytes. tolerance: of scores."""
+
+    onnx: Path
+    bundle: Path
+    labels: tuple[str, ...]
+    tolerance: float
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """One model with its payloads; bundle and model hold the same ONNX bytes."""
+    """One model with its messages.
+
+    bodies: message k is number k modulo their count; payloads: a file of them. number_at: where a message's number
+    stands in ten digits, or -1 when it has none and the subject counts. expected: of window k, modulo their count.
+    settings: of the daemon's source; window: of its window; naive: the script's options.
+    """
 
     name: str
-    model: Path
-    bundle: Path
-    labels: tuple[str, ...]
-    payloads: tuple[Payload, ...]
+    model: Model
+    bodies: tuple[bytes, ...]
+    payloads: Path
+    expected: tuple[Expected, ...]
+    settings: str
+    number_at: int = -1
+    cut: Cut = ONE_EACH
+    window: str = ""
+    naive: tuple[str, ...] = ()
+
+    @property
+    def first_number(self) -> int:
+        """What message 0 is called."""
+        return 0 if self.number_at < 0 else FIRST_NUMBER
+
+    def body(self, message: int) -> bytes:
+        """What the generator sends as this message."""
+        found, at = self.bodies[message % len(self.bodies)], self.number_at
+        return found if at < 0 else found[:at] + b"%d" % (FIRST_NUMBER + message) + found[at + DIGITS :]
 
 
-def build(folder: Path) -> dict[str, Workload]:
-    """Write the models and bundles of every workload into a folder."""
-    return {
-        "feat64": _build(folder, "feat64", mlp(), shape=(1, 64), n_labels=8),
-        "win": _build(folder, "win", cnn(), shape=(128, 6), n_labels=5),
-    }
+def build(folder: Path, names: Iterable[str]) -> dict[str, Workload]:
+    """Write the models, bundles and messages of these workloads into a folder."""
+    return {name: WORKLOADS[name](folder / name) for name in names}
 
 
-def mlp() -> bytes:
-    """x (batch, 1, 64) -> scores (batch, 8)."""
-    random = np.random.default_rng(SEED)
-    weights = {
-        "w1": random.normal(0, 0.35, (64, 32)),
-        "b1": random.normal(0, 0.1, 32),
-        "w2": random.normal(0, 0.5, (32, 8)),
-        "b2": np.zeros(8),
-    }
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["row"]),
-        helper.make_node("Gemm", ["row", "w1", "b1"], ["h1"]),
-        helper.make_node("Relu", ["h1"], ["h"]),
-        helper.make_node("Gemm", ["h", "w2", "b2"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["scores"]),
-    ]
-    return _model("mlp", nodes, weights, (1, 64), 8)
+def _feat64(path: Path) -> Workload:
+    model, inputs, expected = _one_each(path, models.mlp(), shape=(1, 64))
+    return _json(path, model, inputs, expected)
 
 
-def cnn() -> bytes:
-    """x (batch, 128, 6) -> scores (batch, 5)."""
-    random = np.random.default_rng(SEED)
-    weights = {
-        "w1": random.normal(0, 0.25, (16, 6, 5)),
-        "b1": random.normal(0, 0.1, 16),
-        "w2": random.normal(0, 0.25, (32, 16, 5)),
-        "b2": random.normal(0, 0.1, 32),
-        "w3": random.normal(0, 2.0, (32, 5)),
-        "b3": np.zeros(5),
-    }
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["nct"], perm=[0, 2, 1]),
-        helper.make_node("Conv", ["nct", "w1", "b1"], ["c1"], strides=[2], pads=[2, 2]),
-        helper.make_node("Relu", ["c1"], ["h1"]),
-        helper.make_node("Conv", ["h1", "w2", "b2"], ["c2"], strides=[2], pads=[2, 2]),
-        helper.make_node("Relu", ["c2"], ["h2"]),
-        helper.make_node("GlobalAveragePool", ["h2"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["row"]),
-        helper.make_node("Gemm", ["row", "w3", "b3"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["scores"]),
-    ]
-    return _model("cnn", nodes, weights, (128, 6), 5)
+def _win(path: Path) -> Workload:
+    model, inputs, expected = _one_each(path, models.cnn(), shape=(128, 6))
+    return _json(path, model, inputs, expected)
 
 
-def _model(
-    name: str,
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, npt.NDArray[np.float64]],
-    shape: tuple[int, ...],
-    labels: int,
-) -> bytes:
-    graph = helper.make_graph(
-        nodes,
-        name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", labels])],
-        initializer=[numpy_helper.from_array(value.astype(np.float32), key) for key, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
-def _build(folder: Path, name: str, model: bytes, *, shape: tuple[int, int], n_labels: int) -> Workload:
-    labels = tuple(f"state-{i}" for i in range(n_labels))
-    inputs = _inputs(shape)
-    scores = _scores(model, inputs)
-    clear = _clear(scores)
-    path, bundle = folder / f"{name}.onnx", folder / f"{name}.edge"
-    path.write_bytes(model)
-    write(
-        bundle,
-        _manifest(name, shape, labels),
+def _win_raw(path: Path) -> Workload:
+    model, inputs, expected = _one_each(path, models.cnn(), shape=(128, 6))
+    bodies = tuple(values.astype("<f4").tobytes() for values in inputs)
+    return Workload(
+        name=path.name,
         model=model,
-        golden=Golden(inputs[clear], scores[clear]),
-        reference=Reference(features={"x.mean": Histogram((0.0, 1.0), (0, PAYLOADS, 0))}, scores={}, n=PAYLOADS),
-        card=f"# {name}\n\nRandom weights at seed {SEED}: for measuring time, not for judging anything.\n",
+        bodies=bodies,
+        payloads=_payloads(path, bodies),
+        expected=expected,
+        settings='format = "raw"',
+        naive=("--raw", "<f4"),
     )
-    payloads = tuple(Payload(_body(inputs[i]), labels[int(scores[i].argmax())]) for i in clear)
-    return Workload(name, path, bundle, labels, payloads)
 
 
-def _scores(model: bytes, inputs: Floats) -> Floats:
-    """By ONNX's own reference in numpy: nothing that is measured takes part in saying what is right."""
-    (scores,) = ReferenceEvaluator(onnx.load_model_from_string(model)).run(None, {"x": inputs})
-    return np.asarray(scores)
+def _sliding(hop: int) -> Callable[[Path], Workload]:
+    def make(path: Path) -> Workload:
+        signal, onnx = signals.sliding(), models.cnn()
+        cut = Cut(samples=1, length=128, hop=hop)
+        inputs = signals.windows(signal, length=cut.length, starts=range(len(signal)))
+        scores = models.reference_scores(onnx, inputs)
+        signals.check_sliding(scores)
+        model = _model(path, onnx, inputs[: signals.CHOSEN], n_labels=scores.shape[1])
+        expected = _expected(scores[cut.starts(len(signal))], model.labels)
+        found = _json(path, model, signal[:, None, :], expected)
+        naive = ("--length", str(cut.length), "--hop", str(hop))
+        return msgspec.structs.replace(found, cut=cut, window=f"hop = {hop}", naive=naive)
+
+    return make
 
 
-def _inputs(shape: tuple[int, int]) -> Floats:
-    """Candidates (n, length, channels): slow waves with an offset per channel, rounded as a sensor would send them."""
-    random = np.random.default_rng(SEED + 1)
-    time = np.linspace(0, 1, shape[0])[:, None]
-    size = (CANDIDATES, 1, shape[1])
-    waves = random.normal(0, 1, size) * np.sin(2 * np.pi * (random.uniform(1, 20, size) * time + random.random(size)))
-    values = waves + random.normal(0, 0.6, size)
-    return np.round(values, 4).astype(np.float32)
+def _pump(path: Path) -> Workload:
+    """The demo's bundle and messages: 0.1 s of two axes as int16."""
+    found = bundle.read(PUMP_BUNDLE)
+    spec, tolerance = found.manifest.input, found.manifest.tolerances["default"].absolute
+    cut = Cut(samples=round(RATE_HZ * show.CHUNK_S), length=spec.length, hop=spec.hop)
+    counts = signals.pump_counts(PUMP_MESSAGES, cut.samples)
+    values = (counts * SCALE_G).astype(np.float32)
+    inputs = signals.windows(values, length=cut.length, starts=cut.starts(len(counts)))
+    scores = models.reference_scores(found.model, inputs.transpose(0, 2, 1))
+    signals.check_margin(scores, 2 * tolerance)
+    model = Model(path.with_suffix(".onnx"), PUMP_BUNDLE, found.manifest.labels, tolerance)
+    model.onnx.write_bytes(found.model)
+    bodies = tuple(part.tobytes() for part in np.split(counts, PUMP_MESSAGES))
+    form = ("--raw", "<i2", "--scale", str(SCALE_G), "--channels-first")
+    return Workload(
+        name=path.name,
+        model=model,
+        bodies=bodies,
+        payloads=_payloads(path, bodies),
+        expected=_expected(scores, model.labels),
+        settings=f'format = "raw", dtype = "int16", scale = {SCALE_G}',
+        cut=cut,
+        window="jitter_s = 86400",
+        naive=(*form, "--length", str(cut.length), "--hop", str(cut.hop)),
+    )
 
 
-def _clear(scores: Floats) -> list[int]:
-    """Indices of PAYLOADS candidates with a clear winner, dealt over the labels in turn. Raises ValueError."""
-    ordered = np.sort(scores, axis=1)
-    clear = np.flatnonzero(ordered[:, -1] - ordered[:, -2] > CLEAR_MARGIN)
-    by_label: dict[int, list[int]] = {}
-    for i in clear:
-        by_label.setdefault(int(scores[i].argmax()), []).append(int(i))
-    chosen: list[int] = []
-    while len(chosen) < PAYLOADS and any(by_label.values()):
-        chosen += [found.pop(0) for found in by_label.values() if found]
-    if len(by_label) < 3 or len(chosen) < PAYLOADS:
-        raise ValueError(f"{len(clear)} clear candidates of {len(by_label)} labels: a wrong label might go unseen")
-    return chosen[:PAYLOADS]
+WORKLOADS: dict[str, Callable[[Path], Workload]] = {
+    "feat64": _feat64,
+    "win": _win,
+    "win-raw": _win_raw,
+    "samp-1": _sliding(1),
+    "samp-16": _sliding(16),
+    "pump": _pump,
+}
 
 
-def _body(values: Floats) -> bytes:
-    """{"seq":1000000000,"v":...}: a flat list for a single row, a list of rows otherwise."""
+def _one_each(path: Path, onnx: bytes, *, shape: tuple[int, int]) -> tuple[Model, Floats, tuple[Expected, ...]]:
+    """A model with inputs it is sure of; every message is a window of its own."""
+    candidates = signals.waves(shape)
+    scores = models.reference_scores(onnx, candidates)
+    chosen = signals.clear(scores)
+    model = _model(path, onnx, candidates[chosen], n_labels=scores.shape[1])
+    return model, candidates[chosen], _expected(scores[chosen], model.labels)
+
+
+def _model(path: Path, onnx: bytes, golden: Floats, *, n_labels: int) -> Model:
+    labels = tuple(f"state-{i}" for i in range(n_labels))
+    found = Model(path.with_suffix(".onnx"), path.with_suffix(".edge"), labels, 2 * models.TOLERANCE)
+    found.onnx.write_bytes(onnx)
+    models.write_bundle(found.bundle, onnx, golden, labels)
+    return found
+
+
+def _json(path: Path, model: Model, values: Floats, expected: tuple[Expected, ...]) -> Workload:
+    """values: (messages, rows, channels)."""
+    bodies = tuple(_document(rows) for rows in values)
+    return Workload(
+        name=path.name,
+        model=model,
+        bodies=bodies,
+        payloads=_payloads(path, bodies),
+        expected=expected,
+        settings='format = "json", path = "v", seq_field = "seq"',
+        number_at=len(PREFIX),
+    )
+
+
+def _document(values: Floats) -> bytes:
+    """{"seq":1000000000,"v":...}: a flat list for a single row, a list of rows otherwise. values: (rows, channels)."""
     rows = [[round(float(value), 4) for value in row] for row in values]
     document = {"seq": FIRST_NUMBER, "v": rows[0] if len(rows) == 1 else rows}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def _manifest(name: str, shape: tuple[int, int], labels: tuple[str, ...]) -> Manifest:
-    length, channels = shape
-    return Manifest(
-        schema=1,
-        name=name,
-        version="1.0.0",
-        precision="float32",
-        input=InputSpec("x", tuple(f"c{i}" for i in range(channels)), ("1",) * channels, length, length),
-        output=OutputSpec("scores", "scores"),
-        labels=labels,
-        tolerances={"default": Tolerance(1e-4)},
-        files={},
-        provenance=Provenance("benchmarks/workloads.py", SEED, {}, ()),
-    )
+def _payloads(path: Path, bodies: tuple[bytes, ...]) -> Path:
+    """A file of messages as the generators read it: length and bytes of each."""
+    file = path.with_suffix(".payloads")
+    file.write_bytes(b"".join(struct.pack("=I", len(body)) + body for body in bodies))
+    return file
+
+
+def _expected(scores: Floats, labels: tuple[str, ...]) -> tuple[Expected, ...]:
+    return tuple(Expected(labels[int(row.argmax())], float(row.max())) for row in scores)

@@ -2,7 +2,7 @@
 
 def test_x(start_broker):                    # fixtures: conftest.py
     broker = start_broker(users={"node": "secret"})
-    client = CallbackClient(MqttSettings(url=broker.url), client_id="c")
+    client = make_client(MqttSettings(url=broker.url), client_id="c")
     probe = broker.probe("results/#")
     probe.publish("in/1", b"...")
     assert probe.wait_for(1)[0].payload == b"..."

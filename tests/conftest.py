@@ -12,7 +12,8 @@ import pytest
 from broker import Broker, find_mosquitto
 from scripted import Scripted
 
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
+from edge_runtime.mqtt.client import make_client as new_client
 from edge_runtime.mqtt.settings import MqttSettings
 
 StartBroker = Callable[..., Broker]
@@ -63,13 +64,20 @@ def scripted() -> Iterator[Scripted]:
 
 
 @pytest.fixture
-def make_client() -> Iterator[Callable[..., CallbackClient]]:
-    """Makes clients with quick reconnects from a url, started but not polled yet, and stops them."""
-    made: list[CallbackClient] = []
+def kind() -> str:
+    """Who moves the messages of the clients that are made; a test file that wants both parametrizes it."""
+    return "auto"
 
-    def make(url: str, *, settings: dict[str, Any] | None = None, **options: Any) -> CallbackClient:
-        known = MqttSettings(url=url, **{"reconnect_min_s": 0.02, "reconnect_max_s": 0.1, **(settings or {})})
-        made.append(CallbackClient(known, **{"client_id": "client", **options}))
+
+@pytest.fixture
+def make_client(kind: str) -> Iterator[Callable[..., MqttClient]]:
+    """Makes clients with quick reconnects from a url, started but not polled yet, and stops them."""
+    made: list[MqttClient] = []
+
+    def make(url: str, *, settings: dict[str, Any] | None = None, **options: Any) -> MqttClient:
+        quick = {"client": kind, "reconnect_min_s": 0.02, "reconnect_max_s": 0.1}
+        known = MqttSettings(url=url, **{**quick, **(settings or {})})
+        made.append(new_client(known, **{"client_id": "client", **options}))
         made[-1].start()
         return made[-1]
 

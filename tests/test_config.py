@@ -63,6 +63,12 @@ def test_the_documented_configuration_is_read_and_paths_start_at_its_folder(tmp_
         ("k = 3", "k = 0", "pipelines.vibration.decide.k", ["0"]),
         ('delivery = "memory"', 'delivery = "normal"', "pipelines.vibration.delivery", ["normal", "memory"]),
         ("mqtts://broker.local:8883", "http://x", "mqtt", ["mqtt://"]),
+        ("k = 3, n = 5 }", "k = 3, n = 5 }\ndeadline_ms = -1", "pipelines.vibration.deadline_ms", ["-1", "at least 0"]),
+        ("[mqtt]", "metrics_interval_s = 1e-9\n[mqtt]", "node", ["metrics_interval_s = 1e-09", "0 or at least 0.1"]),
+        ("[mqtt]", "metrics_interval_s = -1\n[mqtt]", "node.metrics_interval_s", ["-1", "at least 0"]),
+        ("qos = 1", "clock_synced = true", "pipelines.vibration.source", ["clock_synced", "time_property with it"]),
+        ("qos = 1", 'time_field = "t"', "pipelines.vibration.source", ["raw takes user properties"]),
+        ("[mqtt]", "[latency]\nslowest = 101\n[mqtt]", "latency.slowest", ["101", "at most 100"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_file_key_found_and_allowed(
@@ -76,6 +82,21 @@ def test_what_cannot_work_is_refused_with_file_key_found_and_allowed(
     assert caught.value.key.startswith(key)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("interval_s", [0, 0.1])
+def test_metrics_are_off_or_at_most_ten_a_second(tmp_path: Path, interval_s: float) -> None:
+    text = GOOD.replace("[mqtt]", f"metrics_interval_s = {interval_s}\n[mqtt]")
+
+    assert load(write(tmp_path, text)).node.metrics_interval_s == interval_s
+
+
+def test_a_deadline_that_nobody_would_watch_is_refused(tmp_path: Path) -> None:
+    text = GOOD + "deadline_ms = 20.0\n"
+    assert load(write(tmp_path, text)).pipelines["vibration"].deadline_ms == 20.0
+
+    with pytest.raises(ConfigError, match=r"pipelines\.vibration\.deadline_ms.*latency\.enabled = false"):
+        load(write(tmp_path, text + "[latency]\nenabled = false\n"))
 
 
 def test_a_configuration_without_pipelines_is_refused(tmp_path: Path) -> None:

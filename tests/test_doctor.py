@@ -18,10 +18,11 @@ from scripted import Scripted
 
 from edge_runtime.cli import main
 from edge_runtime.findings import Finding
-from edge_runtime.mqtt.client import CallbackClient
+from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.examine import examine
 from edge_runtime.mqtt.presence import Presence
 from edge_runtime.mqtt.settings import MqttSettings
+from edge_runtime.stream.arrays import json_reader
 
 CONFIG = """
 [node]
@@ -82,7 +83,8 @@ def test_a_configuration_that_works_has_a_finding_for_each_thing_it_needs(broker
     assert code == 0
     assert {found[name].status for name in [*rest, *LIMITS] if name not in ("disk", "mount")} == {"ok"}
     assert found["model.m"].found.startswith("means@1.0.0 is proven here: p95 of one window ")
-    assert found["pipeline.p"].found == "json with 2 channels, windows of 4, hop 4: fits means@1.0.0"
+    form = f"json (lists by {json_reader()})"
+    assert found["pipeline.p"].found == f"{form} with 2 channels, windows of 4, hop 4: fits means@1.0.0"
     assert broker.log.count("as edge-runtime-n1-doctor ") == 3
     assert "as edge-runtime-n1 " not in broker.log
 
@@ -105,6 +107,16 @@ def test_a_configuration_that_does_not_load_is_a_finding(tmp_path: Path, text: s
     code, found, names = doctor(tmp_path / "device.toml")
 
     assert (code, names[-1], found["config"].status) == (1, "config", "fail")
+
+
+def test_a_source_that_contradicts_itself_is_named_and_nothing_is_said_of_the_model(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    path.write_text(path.read_text().replace("channels = 2", "channels = 2, clock_synced = true"))
+    _, found, names = doctor(path)
+
+    assert names[-1] == "config"
+    assert "pipelines.p.source: clock_synced speaks of" in found["config"].found
+    assert found["config"].advice == "correct the file; docs/configuration.md has every setting"
 
 
 def test_all_that_is_wrong_is_found_at_once(tmp_path: Path) -> None:
@@ -191,7 +203,7 @@ def test_each_limit_of_a_real_broker_is_held_against_what_is_needed(
 @pytest.mark.broker
 @pytest.mark.parametrize("line", ["max_qos 0", "retain_available false"])
 def test_a_broker_that_fails_for_a_limit_does_refuse_the_daemons_will(
-    start_broker: Callable[..., Broker], make_client: Callable[..., CallbackClient], line: str
+    start_broker: Callable[..., Broker], make_client: Callable[..., MqttClient], line: str
 ) -> None:
     client = make_client(start_broker(lines=(line,)).url, presence=Presence("edge/v1/n1/status", "boot"))
     deadline = time.monotonic() + 10

@@ -71,7 +71,25 @@ def test_the_file_and_each_of_its_commented_settings_are_valid_and_fit_the_model
         fitted(pipeline, manifest)
         assert config.node.id == "n1"
         assert config.node.state_dir == str(tmp_path / "state")
-    assert len(choices) >= 14
+    assert len(choices) >= 24
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
+def test_every_setting_that_is_often_chosen_has_a_line_in_its_table(manifest: Manifest) -> None:
+    lines = render(manifest, "b.edge", Choices(node="n1", pipeline="p")).splitlines()
+    offered = []
+    for line in lines:
+        if line.startswith("["):
+            section = line[1:-1].partition(".")[0]
+        elif found := SETTING.match(line):
+            offered.append(f"{section}.{found[1]}")
+
+    assert {
+        "node.metrics_interval_s", "node.inline_limit_ms", "mqtt.client", "mqtt.max_unwritten_bytes",
+        "models.intra_op_threads", "models.max_batch", "pipelines.deadline_ms", "pipelines.execution",
+        "latency.enabled", "latency.slowest",
+    } <= set(offered)  # fmt: skip
+    assert any(SETTING.match(line) and "time_field" in line and "clock_synced = true" in line for line in lines)
 
 
 def test_taking_a_commented_setting_changes_what_is_loaded(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PUBLIC = {
     "export.recipe": ["Budget", "InputSpec", "Progress", "Recipe", "Split", "Splits", "load", "require_tools"],
     "edge_runtime.testing": ["ManualClock", "MemoryClient", "MemoryRecorder", "ModelOfMeans"],
 }
-ROOMS = ["stream", "model", "delivery", "monitor", "mqtt", "device", "demo"]
+ROOMS = ["stream", "model", "delivery", "monitor", "mqtt", "device", "demo", "top"]
 
 
 @pytest.mark.parametrize("module", PUBLIC)

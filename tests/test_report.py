@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 from bundles import write_means_bundle, write_running_bundle
 
 from edge_runtime import report
+from edge_runtime.daemon import Summary
+from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.model.bundle import read
+from edge_runtime.monitor.latency import Deadline
 
 
 def test_a_bundle_cannot_write_to_the_terminal_what_is_no_text(tmp_path: Path) -> None:
@@ -23,3 +27,11 @@ def test_a_streaming_bundle_shows_what_it_carries_and_what_is_always_the_same(tm
 
     assert "state (2, 1, 2) -> stateN, streams joined along axis 1" in shown
     assert "gain = 0.25 (float32)" in shown
+
+
+def test_a_run_with_deadlines_says_how_they_were_kept() -> None:
+    ledger = Ledger().totals(Counter(), Counter(), Counter())
+    ended = Summary(1.0, True, True, ledger, {}, {"vibration": Deadline(2.5, 30_000, 1_200)}, "", 70.0)
+
+    assert "\nvibration: 1,200 of 30,000 results later than 2.5 ms\n" in report.summary(ended)
+    assert "later than" not in report.summary(msgspec.structs.replace(ended, deadlines={}))

@@ -11,21 +11,38 @@ from pathlib import Path
 import jsonschema
 import pytest
 from bundles import means_manifest
+from test_loop import Bench
+from test_metrics import Gauge
 
 from edge_runtime.delivery.ledger import Ledger
+from edge_runtime.device.heat import Heat
+from edge_runtime.metrics import Metrics
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.topics import Tree
-from edge_runtime.records import Message, Outgoing, Queued
+from edge_runtime.records import Message, Outgoing, Queued, StageTimes
 from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
-from edge_runtime.stream.pipeline import RESULT_STAGES, Pipeline
+from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.window import WindowSettings
 from edge_runtime.testing import MemoryRecorder, ModelOfMeans
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "docs" / "schemas"
-TITLES = {"result": "Result", "state": "State", "event": "Event", "dead-letter": "Dead letter"}
+TITLES = {
+    "result": "Result",
+    "state": "State",
+    "event": "Event",
+    "dead-letter": "Dead letter",
+    "metrics": "Metrics",
+}
 STILL, MOVING = b"[[1,0],[1,0]]", b"[[0,1],[0,1]]"
+
+
+class FirstOfMeans(ModelOfMeans):
+    """One score a window, as a reconstruction error."""
+
+    def predict(self, inputs):
+        return super().predict(inputs)[:, :1]
 
 
 def schema(name: str) -> dict:
@@ -40,14 +57,14 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
         spec=manifest.input,
         window=WindowSettings(samples=2, hop=2),
         decode=make_decoder(SourceSettings(topic="t"), 2),
-        predictor=ModelOfMeans(),
+        predictor=ModelOfMeans() if labels else FirstOfMeans(),
         decider=Decider(DecideSettings(alarm_on=alarm_on), labels=labels, threshold=0.5),
         recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
     )
     payloads = [STILL, MOVING, MOVING, STILL, b"{", MOVING, STILL]
-    turn = made.process([Queued("s/1", Message("t", body, 0), 0) for body in payloads])
+    turn = made.process([Queued("s/1", Message("t", body, 0)) for body in payloads])
     documents = Publications(Tree("edge/v1", "n"), result_qos={"p": 1}, dead_letters=DeadLetterSettings())
     letters = [documents.dead_letter("p", letter, now_ns=0) for letter in turn.dead_letters]
     return {
@@ -55,7 +72,18 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
         "state": [documents.state_change("p", change) for change in turn.state_changes],
         "event": [documents.event(segment) for segment in turn.events],
         "dead-letter": [letter for letter in letters if letter],
+        "metrics": [documents.metrics(found, every_s=10.0) for found in metrics()],
     }
+
+
+def metrics() -> list[Metrics]:
+    """With and without traffic, and what a device may know of its heat."""
+    bench = Bench("p", "q")
+    gauge = Gauge(bench)
+    for rows in (STILL, MOVING, b"{"):
+        bench.arrive(rows)
+    bench.steps()
+    return [gauge.read(1.0, heat=heat) for heat in (Heat(), Heat(51.5, ()), Heat(80.0, ("throttled",)))]
 
 
 def test_the_committed_schemas_are_what_the_records_and_the_page_give(tmp_path: Path) -> None:
@@ -100,23 +128,42 @@ def test_a_document_lies_on_the_topic_the_page_gives_it(name: str, topic: str) -
     assert {(out.qos, out.retain, out.content_type) for out in found} == {(1, name == "state", "application/json")}
 
 
+def kind_of(found: dict) -> str:
+    """A key's type as the page has it; a record inside is an object, a choice of words a string."""
+    kinds = found.get("anyOf", [found])
+    return " or ".join(kind.get("type") or ("object" if "$ref" in kind else "string") for kind in kinds)
+
+
+def headings(name: str) -> dict[str, dict]:
+    """Where the page describes a document and each of the records inside it, and their schemas."""
+    inside = {re.sub("([A-Z])", r" \1", title).strip(): kind for title, kind in schema(name).get("$defs", {}).items()}
+    titles = {f"### {title.capitalize()}": kind for title, kind in inside.items()}
+    return {f"## {TITLES[name]}": schema(name), **titles}
+
+
 @pytest.mark.parametrize("name", TITLES)
 def test_the_page_gives_every_key_its_type(name: str) -> None:
-    section = (ROOT / "docs" / "results.md").read_text().partition(f"\n## {TITLES[name]}\n")[2].partition("\n## ")[0]
-    told = dict(re.findall(r"\| `(\w+)` \| ([^|]+) \|", section))
-    kinds = {
-        key: " or ".join(kind["type"] for kind in found.get("anyOf", [found]))
-        for key, found in schema(name)["properties"].items()
-    }
-
-    assert told == kinds
-
-
-def test_the_page_names_every_stage_of_a_result() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
-    stages = ", ".join(RESULT_STAGES)
+    for heading, found in headings(name).items():
+        section = page.partition(f"\n{heading}\n")[2].partition("\n##")[0]
+        told = dict(re.findall(r"\| `(\w+)` \| ([^|]+) \|", section))
 
-    assert f"milliseconds per stage: {stages} |" in page
-    assert all(f"`{stage}`:" in page for stage in RESULT_STAGES)
+        assert told == {key: kind_of(kind) for key, kind in found["properties"].items()}, heading
+        assert found["required"] == list(told)
+
+
+def test_a_result_has_every_stage_of_the_page_up_to_the_decision() -> None:
     result = json.loads(published()["result"][0].payload)
-    assert list(result["lat_ms"]) == list(RESULT_STAGES)
+
+    assert list(result["lat_ms"]) == list(StageTimes.__struct_fields__)
+    assert list(result["lat_ms"]) == list(schema("result")["$defs"]["StageTimes"]["properties"])
+
+
+def test_metrics_are_kept_by_the_broker_until_three_of_them_are_missing() -> None:
+    documents = Publications(Tree("edge/v1", "n"), result_qos={}, dead_letters=DeadLetterSettings())
+    found = [documents.metrics(metrics()[0], every_s=every_s) for every_s in (0.2, 10.0, 60.0)]
+
+    assert {(out.topic, out.qos, out.retain, out.content_type) for out in found} == {
+        ("edge/v1/n/metrics", 0, True, "application/json")
+    }
+    assert [out.message_expiry_s for out in found] == [30, 30, 180]

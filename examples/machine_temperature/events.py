@@ -21,9 +21,10 @@ from edge_runtime import config
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.model import bundle
 from edge_runtime.model.session import Session
-from edge_runtime.records import Floats, Result, Segment
+from edge_runtime.records import Floats, Result, Segment, StageTimes
 from edge_runtime.stream.decide import Decider
 
+NOT_TIMED = dict.fromkeys(StageTimes.__struct_fields__, 0.0)
 DEVICE = Path(__file__).with_name("device.toml")
 
 
@@ -46,7 +47,7 @@ def replayed(path: Path) -> Replayed:
         line = msgspec.json.decode(text, type=_Line)
         kind = line.topic.split("/")[-2]
         if kind == "out":
-            results.append(msgspec.convert({**msgspec.json.decode(line.payload), "lat_ms": {}}, Result))
+            results.append(msgspec.convert({**msgspec.json.decode(line.payload), "lat_ms": NOT_TIMED}, Result))
         elif kind == "event":
             events.append(msgspec.json.decode(line.payload, type=Segment))
     return Replayed(results, events)

@@ -26,6 +26,11 @@ def test_the_label_is_the_one_with_the_highest_score() -> None:
     assert decision.scores == {"ok": 0.2, "worn": 0.7, "broken": 0.1}
 
 
+def test_scores_that_are_not_one_a_label_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 scores, wanted 3"):
+        Decider(DecideSettings(), **LABELS).decide("s", [0.2, 0.8], 0)
+
+
 def test_an_alarm_follows_its_label() -> None:
     assert alarms(DecideSettings(alarm_on="worn", score=0.6), [0.5, 0.6, 0.7, 0.59]) == [False, True, True, False]
 

@@ -182,6 +182,14 @@ def test_a_burst_with_a_gap_is_still_decoded_at_once() -> None:
     assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 3
 
 
+def test_what_gave_way_inside_a_burst_leaves_its_hole_there() -> None:
+    for together in (True, False):
+        bench = Bench(COUNTED, together=together, window=WindowSettings(samples=4, hop=4))
+        bench.run([sample(0)])
+        turn = bench.run([sample(1), sample(2), sample(3, given_up=1), sample(4), sample(5), sample(6)])
+        assert [result.seq for result in turn.results] == [(3, 6)]
+
+
 def test_what_cannot_be_taken_together_is_tried_ever_more_rarely() -> None:
     bench = Bench(NUMBERED, together=True)
     several = {"v": [[1, 0], [0, 1]]}

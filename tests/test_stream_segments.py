@@ -223,5 +223,5 @@ def test_a_gap_before_a_window_that_had_to_be_dropped_is_still_told() -> None:
     [event] = turn.events
     assert "gap" in event.flags
     assert event.windows == 2
-    [next_event] = subject.process([message(8, 1.0), message(9, 0.0)]).events
+    [next_event] = subject.process([message(8, 1.0), message(9, 1.0), message(10, 0.0)]).events
     assert next_event.flags == ()

@@ -143,6 +143,8 @@ def test_a_row_too_long_is_not_made_up_for_by_one_too_short() -> None:
 
     assert decode([Message("t", body, 0) for body in (b'{"v":[1,2,3]}', b'{"v":[4]}')]) is None
     assert decode([Message("t", body, 0) for body in (b'{"v":[1,2],"w":[3,4]}', b'{"v":[]}')]) is None
+    single = make_rows_decoder(SourceSettings(topic="t", path="v"), 1)
+    assert single([Message("t", body, 0) for body in (b'{"v":[1]}', b'{"v":[]}')]) is None
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -137,8 +137,8 @@ def played(steps: list[tuple[str, str, float]]) -> list[Queued]:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    steps=st.lists(STEP, max_size=60),
-    cuts=st.lists(st.integers(1, 20), min_size=60, max_size=60),
+    steps=st.lists(STEP, min_size=30, max_size=60),
+    cuts=st.lists(st.sampled_from([1, 4, 8, 20]), min_size=60, max_size=60),
     source=st.sampled_from([NUMBERED, COUNTED, TIMED]),
     window=st.builds(
         WindowSettings,

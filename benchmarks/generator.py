@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.programs import Programs
+from benchmarks.programs import Programs, words
 from benchmarks.workloads import Workload
 
 WHOLE = 65_536
@@ -142,7 +142,7 @@ class Generator:
             "--keep": route.keep,
             "--out": self._out,
         }
-        return _words(options)
+        return words(options)
 
     def _mqtt(self, load: Load) -> tuple[str, ...]:
         route, cut = self._route, self._workload.cut
@@ -156,12 +156,12 @@ class Generator:
             "--length": cut.length,
             "--hop": cut.hop,
         }
-        return _words(options)
+        return words(options)
 
     def _http(self, load: Load) -> tuple[str, ...]:
         if load.loop != "closed":
             raise GeneratorError("httpgen has no open loop")
-        return _words({"--path": self._route.topic, "--connections": int(load.amount)})
+        return words({"--path": self._route.topic, "--connections": int(load.amount)})
 
 
 def read(path: Path, told: _Told, *, first: int) -> Run:
@@ -192,7 +192,3 @@ def read(path: Path, told: _Told, *, first: int) -> Run:
         stalled=told.stalled,
         watched_ns=told.watched_ns,
     )
-
-
-def _words(options: dict[str, object]) -> tuple[str, ...]:
-    return tuple(str(word) for option in options.items() for word in option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,11 @@ def build(folder: Path = FOLDER) -> Programs:
     """Compile what is older than its sources. Raises CompilerError."""
     folder.mkdir(parents=True, exist_ok=True)
     return Programs(*(_built(folder, name) for name in Programs.__struct_fields__))
+
+
+def words(options: Mapping[str, object]) -> tuple[str, ...]:
+    """Options and their values as a command line has them."""
+    return tuple(str(word) for option in options.items() for word in option)
 
 
 def compiler() -> str:

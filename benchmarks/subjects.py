@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks import judge
 from benchmarks.processes import Subject
-from benchmarks.programs import Programs
+from benchmarks.programs import Programs, words
 from benchmarks.workloads import ONE_EACH, Workload
 from edge_runtime.demo.broker import free_port
 
@@ -72,7 +72,7 @@ def _echo(name: str, form: str) -> Callable[[Workload, Place], Subject]:
         }
         return Subject(
             name,
-            (str(place.programs.echo), *_words(options)),
+            (str(place.programs.echo), *words(options)),
             topic,
             results,
             place.folder / f"{name}-{workload.name}.log",
@@ -94,7 +94,7 @@ def _naive(workload: Workload, place: Place) -> Subject:
         "--results": results,
         "--qos": str(place.qos),
     }
-    command = (sys.executable, str(FOLDER / "naive.py"), *_words(options), *workload.naive)
+    command = (sys.executable, str(FOLDER / "naive.py"), *words(options), *workload.naive)
     return Subject("naive", command, topic, results, place.folder / f"naive-{workload.name}.log", workload)
 
 
@@ -131,12 +131,8 @@ def _http(workload: Workload, place: Place) -> Subject:
         "--labels": ",".join(workload.model.labels),
         "--port": str(port),
     }
-    command = (sys.executable, str(FOLDER / "http_peer.py"), *_words(options))
+    command = (sys.executable, str(FOLDER / "http_peer.py"), *words(options))
     return Subject("http", command, "/predict", "", place.folder / f"http-{workload.name}.log", workload, port=port)
-
-
-def _words(options: dict[str, str]) -> tuple[str, ...]:
-    return tuple(word for option in options.items() for word in option)
 
 
 SUBJECTS: dict[str, Callable[[Workload, Place], Subject]] = {

@@ -41,7 +41,7 @@ class LaneTraffic:
         self._lane: LaneSocket
         self._cutter: FrameCutter
         self._quick_ack: Callable[[], None]
-        self._ends: deque[tuple[int, int, Entry]] = deque()
+        self._ends: deque[tuple[int, Entry]] = deque()
         self._held: list[Message] = []
         self._completed: list[Message] = []
         self._heard = False
@@ -80,7 +80,7 @@ class LaneTraffic:
                 self._queue.answered(mid, wire.too_large(len(frame), self._packet_limit))
             else:
                 self._lane.put(frame)
-                self._ends.append((self._lane.queued, 1, entry))
+                self._ends.append((self._lane.queued, entry))
         self._queue.resumed()
 
     def lost(self) -> None:
@@ -95,14 +95,10 @@ class LaneTraffic:
         lane = self._lane
         if not self._held:
             count = lane.read_into(self._buffer)
-            self.more = lane.hides_input
             if count:
                 self._heard = True
                 self._quick_ack()
-                messages = self._take(bytes(self._buffer[:count]))
-                if len(messages) <= MAX_MESSAGES:
-                    return messages
-                self._held = messages
+                self._held = self._take(bytes(self._buffer[:count]))
             elif lane.ended:
                 self._let_paho_end()
         messages, self._held = self._held[:MAX_MESSAGES], self._held[MAX_MESSAGES:]
@@ -180,7 +176,7 @@ class LaneTraffic:
             self._queue.in_flight[mid] = entry
         else:
             self._queue.unwritten.append(entry)
-        self._ends.append((lane.queued, mid, entry))
+        self._ends.append((lane.queued, entry))
 
     def _next_mid(self) -> int:
         """The next packet id that is free; paho's own stay below FIRST_MID, as it takes two a connection at most."""
@@ -198,8 +194,8 @@ class LaneTraffic:
             self._queue.all_left()
             return
         while self._ends and self._ends[0][0] <= lane.sent:
-            _, mid, entry = self._ends.popleft()
-            if mid:
+            _, entry = self._ends.popleft()
+            if entry.message.qos:
                 self._queue.reached(entry)
             else:
                 self._queue.left(1)

@@ -10,6 +10,7 @@ import msgspec
 from edge_runtime.stream.source import DType, Format
 
 MAX_CHARACTERS = 255
+KEPT = 32  # parsed ones that a decoder remembers
 RAW = "application/octet-stream"
 MEDIA_TYPES: dict[str, Format] = {
     RAW: "raw",

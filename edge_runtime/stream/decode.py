@@ -20,8 +20,6 @@ from edge_runtime.stream.values import frame_reader, property_reader
 
 __all__ = ["DECODERS", "Decoder", "SourceSettings", "make_decoder"]
 
-CONTENT_TYPES_KEPT = 32
-
 
 def make_decoder(source: SourceSettings, channels: int) -> Decoder:
     """A decoder for one source whose samples have that many channels; a message's content type goes before its format.
@@ -67,7 +65,7 @@ def _chooser(source: SourceSettings, channels: int, default: Reader) -> Callable
     """Topic and content type to the reader, each type parsed once. Raises DecodeError for one that is not taken."""
     documents: dict[Format, Reader] = {source.format: default}
 
-    @lru_cache(CONTENT_TYPES_KEPT)
+    @lru_cache(content_type.KEPT)
     def parsed(text: str) -> Reader:
         found = content_type.parse(text)
         if found.format == "raw":

@@ -37,7 +37,6 @@ RowsDecoder = Callable[[Sequence[Message]], Rows | None]
 JOINED_FROM_CHANNELS = 24
 """Numbers a message from which pysimdjson reads the lists of all at once faster than msgspec one after the other."""
 MOST_JOINED_BYTES = 1 << 20
-CONTENT_TYPES_KEPT = 32
 NO_TOPIC = ""
 
 Way = Callable[[Any], Any]
@@ -192,7 +191,7 @@ def _shape(source: SourceSettings, kind: object) -> tuple[Any, Way | None, ToNum
 def _type_checker(form: Format) -> Callable[[str], bool]:
     """Whether a content type says nothing but that format."""
 
-    @lru_cache(CONTENT_TYPES_KEPT)
+    @lru_cache(content_type.KEPT)
     def is_plain_type(text: str) -> bool:
         try:
             return not text or content_type.parse(text) == content_type.ContentType(form)

@@ -19,6 +19,16 @@ from edge_runtime.mqtt.settings import MqttSettings
 StartBroker = Callable[..., Broker]
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that runs inside a test sets up the logging of the whole process."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
 @pytest.fixture
 def new_broker(tmp_path: Path) -> Iterator[StartBroker]:
     """Makes brokers (broker.Broker says with which options) that the test starts itself; ends those it started."""

@@ -80,17 +80,21 @@ class Figures:
     def footprints(self, case: Case, subject: str) -> list[Footprint]:
         return self._in(Footprint, case, subject)
 
-    def bare_ms(self, workload: str) -> Rounds:
-        """The median call of a workload's model alone."""
+    def bare(self, workload: str) -> list[Bare]:
+        """A workload's model alone, by round."""
         name = BARE_OF.get(workload)
-        return {line.round: line.p50_us / 1e3 for line in of(self._lines, Bare) if line.workload == name}
+        return [line for line in of(self._lines, Bare) if line.workload == name]
+
+    def bare_ms(self, workload: str) -> Rounds:
+        """The median call of a workload's model alone, in a hot loop."""
+        return {number: us / 1e3 for number, us in rounds(self.bare(workload), "p50_us").items()}
 
     def _in(self, kind: type[OfSubject], case: Case, subject: str = "") -> list[OfSubject]:
         found = [line for line in of(self._lines, kind) if (line.workload, line.qos, line.broker) == case]
         return sorted((line for line in found if subject in ("", line.subject)), key=lambda line: line.round)
 
 
-def rounds(lines: Iterable[Measured | Footprint], key: str) -> Rounds:
+def rounds(lines: Iterable[Measured | Footprint | Bare], key: str) -> Rounds:
     """A field of lines, the median of each round; without those that have no value."""
     found: dict[int, list[float]] = {}
     for line in lines:

@@ -3,7 +3,7 @@
    httpgen --port N --path /predict --payloads FILE --number-at N --first N --connections N
            --warm-up S --seconds S --stall S --watch PID,.. --keep BYTES --out FILE
 
-   Numbers, payloads and what is written to --out are those of loadgen. */
+   Numbers, payloads, what is written to --out and how it gives way are those of loadgen. */
 #include "record.h"
 
 #define MOST_CONNECTIONS 256
@@ -102,6 +102,7 @@ int main(int argc, char **argv) {
         g.connections[i].fd = connect_to(port);
         nonblocking(g.connections[i].fd);
     }
+    if (g.n > 1) give_way();
     run(&g, warm_up_ns, ns);
     close_record(&g.record, option(argc, argv, "--out", NULL));
     return 0;

@@ -4,12 +4,13 @@
            --loop closed|open --rate N --warm-up S --seconds S --samples N --length N --hop N
            --stall S --watch PID,.. --keep BYTES --out FILE
 
-   closed: --rate messages unanswered, the highest rate without a growing backlog. open: --rate a second on an absolute
-   schedule, awake for the last AWAKE_NS before each; a message written LATE_NS or more after it was due counts from
-   when it was due. Messages are numbered from --first on; the number stands in ten digits at --number-at of the payload, or nowhere if that is -1. Every
-   message carries --samples samples; a result is due with each that completes a window of --length samples, and one
-   begins every --hop. After --stall without a result, those still missing are given up. Nothing is judged here:
-   everything is written to --out. */
+   closed: --rate messages unanswered, the highest rate without a growing backlog; with more than one it gives way to
+   the subject and the broker, so that the cores are theirs. open: --rate a second on an absolute schedule, awake for
+   the last AWAKE_NS before each; a message written LATE_NS or more after it was due counts from when it was due.
+   Messages are numbered from --first on; the number stands in ten digits at --number-at of the payload, or nowhere if
+   that is -1. Every message carries --samples samples; a result is due with each that completes a window of --length
+   samples, and one begins every --hop. After --stall without a result, those still missing are given up. Nothing is
+   judged here: everything is written to --out. */
 #include "record.h"
 
 #define LATE_NS 50000
@@ -192,6 +193,7 @@ int main(int argc, char **argv) {
     g.publisher = mqtt_open(port, NULL, 0, &g.acks_in);
     nonblocking(g.subscriber);
     nonblocking(g.publisher);
+    if (closed && rate > 1) give_way();
     if (closed) closed_loop(&g, (uint64_t)rate, warm_up_ns, ns);
     else open_loop(&g, rate, warm_up_ns, ns);
     drain(&g);

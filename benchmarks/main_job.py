@@ -174,6 +174,7 @@ def facts(found: Run, verdict: Verdict) -> dict[str, Any]:
     ordered = (np.sort(verdict.latencies_ns) / 1e6).tolist()
     broker_ns, subject_ns = (*found.watched_ns, None)[:2]
     n, span_ns = max(verdict.answered, 1), found.end_ns - found.begin_ns
+    timed = found.written_ns[(found.written_ns >= found.begin_ns) & (found.written_ns < found.end_ns)]
     used_ns = max(found.cores * span_ns - found.idle_ns, 0)
     others_ns = max(used_ns - found.interrupts_ns - found.own_ns - sum(found.watched_ns), 0)
     return {
@@ -193,4 +194,5 @@ def facts(found: Run, verdict: Verdict) -> dict[str, Any]:
         "missing": verdict.missing,
         "repeated": verdict.repeated,
         "wrong": verdict.wrong,
+        "burst": round(len(timed) / max(len(np.unique(timed)), 1), 2),
     }

@@ -11,10 +11,10 @@
 #define DIGITS 10
 #define FIRST_NUMBER 1000000000LL
 
-/* written_ns: per message, when it was written, or due. late_ns: how long after it was due. arrived_ns, lengths, kept: per result, when it was read, its
-   bytes, and how many of them are in bytes. What is measured lies between begin_ns and end_ns. own_ns, watched_ns:
-   CPU time meanwhile, of this process and the ones watched. idle_ns, interrupts_ns: of all cores. late: messages timed
-   from when they were due. stalled: given up before the measured time was over. */
+/* written_ns: per message, when it was written, or due. late_ns: how long after it was due. arrived_ns, lengths, kept:
+   per result, when it was read, its bytes, and how many of them are in bytes. What is measured lies between begin_ns
+   and end_ns. own_ns, watched_ns: CPU time meanwhile, of this process and the ones watched. idle_ns, interrupts_ns: of
+   all cores. late: messages timed from when they were due. stalled: given up before the measured time was over. */
 struct record {
     int64_t *written_ns, *late_ns, *arrived_ns;
     uint32_t *lengths, *kept;

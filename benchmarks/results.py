@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+PACED_HZ = 1000
+
 
 class _Line(msgspec.Struct, tag_field="name", kw_only=True, frozen=True, forbid_unknown_fields=True):
     """device: CPU, cores, architecture. git: commit, with -dirty when the code differed from it."""
@@ -53,7 +55,7 @@ class _Measured(_Cell, kw_only=True, frozen=True):
     n: messages answered in the measured time, timed: results that latencies are of, warm_up: messages before.
     cpu_us: of the subject, a message. *_cores: CPU seconds a second; machine: all that was not idle, interrupts
     included; others: of it neither subject, broker, generator nor interrupts; cores: there were. missing, repeated,
-    wrong: results, of all sent.
+    wrong: results, of all sent. burst: messages the generator wrote at once, their mean (none in older runs).
     """
 
     n: int
@@ -72,10 +74,13 @@ class _Measured(_Cell, kw_only=True, frozen=True):
     missing: int
     repeated: int
     wrong: int
+    burst: float | None = None
 
 
 class Closed(_Measured, tag="closed", kw_only=True, frozen=True):
-    """So many messages outstanding; msg_s messages answered a second."""
+    """So many messages outstanding; msg_s messages answered a second. With more than one the generator gives way, and
+    latencies have its wait for a core in them.
+    """
 
     outstanding: int
     msg_s: float
@@ -115,13 +120,16 @@ class Failed(_Line, tag="failed", kw_only=True, frozen=True):
 
 
 class Bare(_Line, tag="bare", kw_only=True, frozen=True):
-    """`session.run` alone in a hot loop, wall clock of a call."""
+    """`session.run` alone, wall clock of a call: n in a hot loop; paced_n at PACED_HZ (none in older runs)."""
 
     workload: str
     round: int
     p50_us: float
     p99_us: float
     n: int
+    paced_p50_us: float | None = None
+    paced_p99_us: float | None = None
+    paced_n: int = 0
 
 
 class Start(_Line, tag="start", kw_only=True, frozen=True):

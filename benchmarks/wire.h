@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -57,6 +58,14 @@ static inline const char *option(int argc, char **argv, const char *name, const 
 static inline void exact_timers(void) {
 #ifdef __linux__
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+#endif
+}
+
+/* Take a core when one is free or at our turn, not from whoever runs the moment something comes (sched(7)). */
+static inline void give_way(void) {
+#ifdef SCHED_BATCH
+    struct sched_param none = {0};
+    if (sched_setscheduler(0, SCHED_BATCH, &none)) die("SCHED_BATCH: %s", strerror(errno));
 #endif
 }
 

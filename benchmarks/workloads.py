@@ -122,15 +122,7 @@ def _win(path: Path) -> Workload:
 def _win_raw(path: Path) -> Workload:
     model, inputs, expected = _one_each(path, models.cnn(), shape=(128, 6))
     bodies = tuple(values.astype("<f4").tobytes() for values in inputs)
-    return Workload(
-        name=path.name,
-        model=model,
-        bodies=bodies,
-        payloads=_payloads(path, bodies),
-        expected=expected,
-        settings='format = "raw"',
-        naive=("--raw", "<f4"),
-    )
+    return msgspec.structs.replace(_workload(path, model, bodies, expected, 'format = "raw"'), naive=("--raw", "<f4"))
 
 
 def _sliding(hop: int) -> Callable[[Path], Workload]:
@@ -162,18 +154,11 @@ def _pump(path: Path) -> Workload:
     model = Model(path.with_suffix(".onnx"), PUMP_BUNDLE, found.manifest.labels, tolerance)
     model.onnx.write_bytes(found.model)
     bodies = tuple(part.tobytes() for part in np.split(counts, PUMP_MESSAGES))
+    settings = f'format = "raw", dtype = "int16", scale = {SCALE_G}'
+    made = _workload(path, model, bodies, _expected(scores, model.labels), settings)
     form = ("--raw", "<i2", "--scale", str(SCALE_G), "--channels-first")
-    return Workload(
-        name=path.name,
-        model=model,
-        bodies=bodies,
-        payloads=_payloads(path, bodies),
-        expected=_expected(scores, model.labels),
-        settings=f'format = "raw", dtype = "int16", scale = {SCALE_G}',
-        cut=cut,
-        window="jitter_s = 86400",
-        naive=(*form, "--length", str(cut.length), "--hop", str(cut.hop)),
-    )
+    naive = (*form, "--length", str(cut.length), "--hop", str(cut.hop))
+    return msgspec.structs.replace(made, cut=cut, window="jitter_s = 86400", naive=naive)
 
 
 WORKLOADS: dict[str, Callable[[Path], Workload]] = {
@@ -206,15 +191,8 @@ def _model(path: Path, onnx: bytes, golden: Floats, *, n_labels: int) -> Model:
 def _json(path: Path, model: Model, values: Floats, expected: tuple[Expected, ...]) -> Workload:
     """values: (messages, rows, channels)."""
     bodies = tuple(_document(rows) for rows in values)
-    return Workload(
-        name=path.name,
-        model=model,
-        bodies=bodies,
-        payloads=_payloads(path, bodies),
-        expected=expected,
-        settings='format = "json", path = "v", seq_field = "seq"',
-        number_at=len(PREFIX),
-    )
+    found = _workload(path, model, bodies, expected, 'format = "json", path = "v", seq_field = "seq"')
+    return msgspec.structs.replace(found, number_at=len(PREFIX))
 
 
 def _document(values: Floats) -> bytes:
@@ -222,6 +200,13 @@ def _document(values: Floats) -> bytes:
     rows = [[round(float(value), 4) for value in row] for row in values]
     document = {"seq": FIRST_NUMBER, "v": rows[0] if len(rows) == 1 else rows}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _workload(
+    path: Path, model: Model, bodies: tuple[bytes, ...], expected: tuple[Expected, ...], settings: str
+) -> Workload:
+    """A window a message, without numbers."""
+    return Workload(path.name, model, bodies, _payloads(path, bodies), expected, settings)
 
 
 def _payloads(path: Path, bodies: tuple[bytes, ...]) -> Path:

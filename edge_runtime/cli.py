@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import sys
 from pathlib import Path
 
 import click
@@ -14,7 +12,9 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.cli_files import bundle, record, replay
 from edge_runtime.cli_measure import bench, latency, top
-from edge_runtime.cli_options import FAILED, as_json, bundle_file, config_file, new_file, one_line_errors
+from edge_runtime.cli_options import as_json, bundle_file, config_file, new_file, one_line_errors
+from edge_runtime.cli_run import FAILED
+from edge_runtime.cli_run import run as run_daemon
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,23 +52,7 @@ def init(bundle: Path, output: Path, node: str | None, **chosen: str) -> int:
 @one_line_errors
 def run(config: Path, as_json: bool) -> int:
     """Run the daemon described by CONFIG until SIGTERM or Ctrl-C, then print what became of every message."""
-    from edge_runtime.stop import StopSignal
-
-    stop = StopSignal()  # before the slow imports
-    from edge_runtime.config import load
-    from edge_runtime.daemon import Daemon
-    from edge_runtime.logs import to_stderr
-
-    to_stderr()
-    summary = Daemon(load(config), str(config)).run(stop)
-    from edge_runtime import report
-
-    click.echo(msgspec.json.encode(summary) if as_json else report.summary(summary))
-    code = 0 if summary.balanced else FAILED
-    if not summary.drained:
-        sys.stdout.flush()
-        os._exit(code)  # a model may still be running on the worker, which ONNX Runtime does not survive at exit
-    return code
+    return run_daemon(config, as_json=as_json)
 
 
 @main.command()

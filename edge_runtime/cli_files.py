@@ -14,7 +14,6 @@ import click
 import msgspec
 
 from edge_runtime.cli_options import (
-    FAILED,
     as_json,
     broker_url,
     bundle_file,
@@ -24,6 +23,7 @@ from edge_runtime.cli_options import (
     one_line_errors,
     optional_config,
 )
+from edge_runtime.cli_run import FAILED
 from edge_runtime.errors import EdgeRuntimeError
 
 if TYPE_CHECKING:

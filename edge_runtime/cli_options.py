@@ -1,25 +1,21 @@
-"""What the commands share: options, kinds of arguments, and how a command ends.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
-"""
+"""What the commands share: options, kinds of arguments, and how a command ends."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
-from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.cli_run import exit_code
 
 if TYPE_CHECKING:
     from edge_runtime.config import Config
     from edge_runtime.mqtt.settings import MqttSettings
 
-FAILED, WRONG_USAGE = 1, 2
 P = ParamSpec("P")
 
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -36,12 +32,7 @@ def one_line_errors(command: Callable[P, int]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except EdgeRuntimeError as error:
-            click.echo(f"error: {error}", err=True)
-            code = WRONG_USAGE if isinstance(error, ConfigError) else FAILED
-        sys.exit(code)
+        sys.exit(exit_code(partial(command, *args, **kwargs)))
 
     return run
 

@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import platform
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ class Daemon:
         """path: of the config, for messages. Raises ConfigError, BundleError, ProviderError, DependencyError."""
         self._config, self._clock = config, clock
         self._state: State = "online"
-        self.boot_id = secrets.token_hex(8)
+        self.boot_id = os.urandom(8).hex()
         self._tree = Tree(config.mqtt.root, config.node.id)
         self._presence = Presence(self._tree.status, self.boot_id)
         self.sessions: dict[str, Session] = {}

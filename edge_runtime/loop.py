@@ -24,7 +24,7 @@ TURN_MESSAGES = 256
 REASON_CHARACTERS = 60
 TURNS_IN_FLIGHT = 2
 NO_STREAM = ""
-NOT_A_RESULT = (None, None)
+NOT_A_RESULT = (NO_PIPELINE, NO_STREAM)
 NOT_YET = -1
 
 Stream = tuple[str, str]
@@ -57,10 +57,6 @@ class Lane:
         self.inline = inline
         self.in_flight: deque[Turn] = deque()
 
-    @property
-    def has_work(self) -> bool:
-        return bool(len(self.queue)) and len(self.in_flight) < TURNS_IN_FLIGHT
-
 
 class Loop:
     """Moves messages through their lanes; the one owner of the sockets, called from one thread."""
@@ -83,12 +79,13 @@ class Loop:
         self._lanes = {lane.pipeline.name: lane for lane in lanes}
         self._ledger, self._publications, self._worker, self._now_ns = ledger, publications, worker, now_ns
         self._wait = Waiter([connection.client for connection in connections], also=worker.fileno() if worker else -1)
-        self._waiting: dict[int, tuple[Stream, Recorder]] = {}
+        self._waiting: dict[int, Stream] = {}
         self._left_ns: dict[int, int] = {}
         self._event_tokens: dict[int, Stream] = {}
         self._state_tokens: dict[int, str] = {}
         self._states: dict[str, Outgoing] = {}
         self._refused_states: set[str] = set()
+        self._ended: list[Turn] = []
         self._unwritten: deque[_Sent] = deque()
         self._written = self._polled_ns = 0
         self.publish_refusals = 0
@@ -116,6 +113,7 @@ class Loop:
         for connection in self._connections:
             connection.client.flush()
         self._note_written()
+        self._settle()
         self.confirm()
 
     def drain(self, deadline_ns: int) -> bool:
@@ -147,47 +145,50 @@ class Loop:
         for name, lane in self._lanes.items():
             queued.update({(name, stream): n for stream, n in lane.queue.depths().items()})
             for turn in lane.in_flight:
-                queued.update((name, entry.stream) for entry in turn.messages)
+                for entry in turn.messages:
+                    queued[name, entry.stream] += len(entry.messages)
                 in_flight.update((name, window.stream) for window in turn.windows)
-        waiting = Counter(stream for stream, _ in self._waiting.values())
+        waiting = Counter(self._waiting.values())
         return self._ledger.totals(queued, in_flight, waiting)
 
     def _offer(self, connection: Connection, messages: list[Message]) -> None:
-        batches: dict[str, list[Queued]] = {}
-        find = connection.routes.find
+        """Put messages in line, those of one topic together: order matters within a stream, and to the broker."""
+        acks, find = connection.acks, connection.routes.find
+        acks.arrived(messages)
+        by_topic: dict[str, list[Message]] = {}
         for message in messages:
-            routes = find(message.topic)
-            if message.qos:
-                connection.acks.arrived(message, len(routes))
+            if message.topic in by_topic:
+                by_topic[message.topic].append(message)
+            else:
+                by_topic[message.topic] = [message]
+        batches: dict[str, list[Queued]] = {}
+        for topic, run in by_topic.items():
+            routes = find(topic)
             if not routes:
-                self._reject_unrouted(message)
+                self._reject_unrouted(run)
             for name, stream in routes:
-                if name in batches:
-                    batches[name].append(Queued(stream, message))
-                else:
-                    batches[name] = [Queued(stream, message)]
+                acks.taken(run)
+                batches.setdefault(name, []).append(Queued(stream, run))
         for name, batch in batches.items():
             self._enqueue(connection, name, batch)
         self._acknowledge(connection)
 
     def _enqueue(self, connection: Connection, name: str, batch: list[Queued]) -> None:
-        queue = self._lanes[name].queue
-        streams = tally([queued.stream for queued in batch])
-        refused = {stream for stream in streams if not queue.admits(stream)}
-        if refused:
-            self._refuse(connection, name, [queued.message for queued in batch if queued.stream in refused])
-            batch = [queued for queued in batch if queued.stream not in refused]
-        for stream, n in streams.items():
-            if stream not in refused:
-                self._ledger.received(name, stream, n)
-        for gave_way in queue.offer(batch):
-            self._ledger.dropped(name, gave_way.stream, "queue_full")
-            connection.acks.settled(gave_way.message)
+        queue, admitted = self._lanes[name].queue, []
+        for queued in batch:
+            if queue.admits(queued.stream):
+                self._ledger.received(name, queued.stream, len(queued.messages))
+                admitted.append(queued)
+            else:
+                self._refuse(connection, name, queued.messages)
+        for stream, gave_way in queue.offer(admitted):
+            self._ledger.dropped(name, stream, "queue_full")
+            connection.acks.settled([gave_way])
 
     def _refuse(self, connection: Connection, name: str, messages: list[Message]) -> None:
         for message in messages:
             self._reject(name, message, "too_many_streams", "max_streams other streams were seen before it")
-            connection.acks.settled(message)
+        connection.acks.settled(messages)
 
     def _drop_unkept(self, connection: Connection, messages: list[Message]) -> None:
         """Count messages of QoS 0, which no broker keeps for us."""
@@ -197,12 +198,13 @@ class Loop:
                     self._ledger.received(name, stream)
                     self._ledger.dropped(name, stream, "shutdown")
 
-    def _reject_unrouted(self, message: Message) -> None:
-        if INVALID_TOPIC in message.topic:
-            shown = msgspec.structs.replace(message, topic=message.topic.replace(INVALID_TOPIC, ""))
-            self._reject(NO_PIPELINE, shown, "topic_not_utf8", "the topic is not UTF-8")
-        else:
-            self._reject(NO_PIPELINE, message, "unknown_topic", "no pipeline takes this topic")
+    def _reject_unrouted(self, messages: list[Message]) -> None:
+        for message in messages:
+            if INVALID_TOPIC in message.topic:
+                shown = msgspec.structs.replace(message, topic=message.topic.replace(INVALID_TOPIC, ""))
+                self._reject(NO_PIPELINE, shown, "topic_not_utf8", "the topic is not UTF-8")
+            else:
+                self._reject(NO_PIPELINE, message, "unknown_topic", "no pipeline takes this topic")
 
     def _reject(self, pipeline: str, message: Message, reason: str, detail: str) -> None:
         """Dead-letter a message that has no stream."""
@@ -211,9 +213,9 @@ class Loop:
         self._publish_dead_letters(pipeline, [DeadLetter(NO_STREAM, reason, detail, message)])
 
     def _begin_turn(self, lane: Lane) -> None:
-        messages = lane.queue.take(TURN_MESSAGES)
-        turn = lane.pipeline.ingest(messages)
-        lane.queue.put_back(messages[len(turn.messages) :])
+        turn = lane.pipeline.ingest(lane.queue.take(TURN_MESSAGES))
+        if turn.left_over:
+            lane.queue.put_back(turn.left_over)
         if lane.inline or self._worker is None:
             lane.pipeline.predict(turn)
             self._end_turn(lane, turn)
@@ -222,13 +224,20 @@ class Loop:
             self._worker.submit(lane.pipeline.name, lambda: lane.pipeline.predict(turn))
 
     def _end_turn(self, lane: Lane, turn: Turn) -> None:
-        """Emit and settle. Delivery `memory` has nothing to commit, so acknowledgements follow at once."""
+        """Emit and publish. Delivery `memory` has nothing to commit, so acknowledgements follow at once."""
         lane.pipeline.emit(turn)
-        self._ledger.settle(turn)
         for queued in turn.messages:
-            lane.connection.acks.settled(queued.message)
+            lane.connection.acks.settled(queued.messages)
         self._acknowledge(lane.connection)
         self._publish_turn(lane, turn)
+        self._ended.append(turn)
+
+    def _settle(self) -> None:
+        """Account for the turns that have ended, after their results have left: nobody waits for that."""
+        for turn in self._ended:
+            self._ledger.settle(turn)
+            turn.messages, turn.accepted = [], []  # their payloads need not wait for the broker
+        self._ended.clear()
 
     def _acknowledge(self, connection: Connection) -> None:
         ids = connection.acks.ready()
@@ -236,16 +245,14 @@ class Loop:
             connection.client.acknowledge(connection.acks.epoch, ids)
 
     def _publish_turn(self, lane: Lane, turn: Turn) -> None:
-        publish, result_of = self._publisher.publish, self._publications.result
+        publish = self._publisher.publish
         if turn.results:
-            token = 0
-            for result in turn.results:
-                token = publish(result_of(result))
-                self._waiting[token] = (turn.pipeline, result.stream), lane.recorder
+            last = self._publisher.publish_all(self._publications.results(turn.results))
+            tokens = range(last - len(turn.results) + 1, last + 1)
+            self._waiting.update(zip(tokens, [(turn.pipeline, result.stream) for result in turn.results], strict=True))
             if self._publications.result_qos[turn.pipeline]:
-                self._left_ns.update(dict.fromkeys(range(token - len(turn.results) + 1, token + 1), NOT_YET))
-            self._unwritten.append(_Sent(turn, lane.recorder, token))
-        turn.messages, turn.accepted = [], []  # their payloads need not wait for the broker
+                self._left_ns.update(dict.fromkeys(tokens, NOT_YET))
+            self._unwritten.append(_Sent(turn, lane.recorder, last))
         for change in turn.state_changes:
             self._publish_state(self._publications.state_change(turn.pipeline, change))
         for segment in turn.events:
@@ -269,7 +276,8 @@ class Loop:
             return
         now_ns = self._now_ns()
         if self._left_ns:
-            self._left_ns.update((t, now_ns) for t in range(self._written + 1, written + 1) if t in self._left_ns)
+            tokens = range(self._written + 1, written + 1)
+            self._left_ns.update({token: now_ns for token in tokens if token in self._left_ns})
         self._written = written
         while self._unwritten and self._unwritten[0].last <= written:
             sent = self._unwritten.popleft()
@@ -277,45 +285,52 @@ class Loop:
 
     def confirm(self) -> None:
         """Account for what the broker has answered, and for what was written at QoS 0."""
-        refused = False
-        successes: list[Stream] = []
-        pubacks: dict[Recorder, list[int]] = {}
-        for token, reason in self._publisher.confirmed():
-            stream, recorder = self._waiting.pop(token, NOT_A_RESULT)
-            left_ns = self._left_ns.pop(token, NOT_YET) if self._left_ns else NOT_YET
-            if reason or stream is None or recorder is None:
-                refused |= stream is not None
-                self._note_fate(token, stream, reason)
-                continue
-            successes.append(stream)
-            if left_ns != NOT_YET:
-                pubacks.setdefault(recorder, []).append(self._polled_ns - left_ns)
-        if refused:
-            self._unwritten = deque(s for s in self._unwritten if s.last in self._waiting)
-        for stream, n in tally(successes).items():
-            self._ledger.confirmed(*stream, n)
-        for recorder, durations_ns in pubacks.items():
-            recorder.record_all("puback", durations_ns)
+        delivered, failed = self._publisher.confirmed()
+        if delivered:
+            self._note_delivered(delivered)
+        if failed:
+            for token, reason in failed:
+                self._note_failed(token, reason.partition(":")[0][:REASON_CHARACTERS])
+            self._unwritten = deque(sent for sent in self._unwritten if sent.last in self._waiting)
 
-    def _note_fate(self, token: int, stream: Stream | None, reason: str) -> None:
-        """Of a result that was not delivered, or of any other document."""
-        self.publish_refusals += bool(reason)
+    def _note_delivered(self, tokens: list[int]) -> None:
+        streams = [self._waiting.pop(token, NOT_A_RESULT) for token in tokens]
+        for stream, n in tally(streams).items():
+            if stream is not NOT_A_RESULT:
+                self._ledger.confirmed(*stream, n)
+        if self._left_ns:
+            self._time_pubacks(tokens, streams)
+        if self._state_tokens or self._event_tokens:
+            for token in tokens:
+                self._state_tokens.pop(token, None)
+                self._event_tokens.pop(token, None)
+
+    def _time_pubacks(self, tokens: list[int], streams: list[Stream]) -> None:
+        took: dict[str, list[int]] = {}
+        for token, (pipeline, _) in zip(tokens, streams, strict=True):
+            left_ns = self._left_ns.pop(token, NOT_YET)
+            if left_ns != NOT_YET:
+                took.setdefault(pipeline, []).append(self._polled_ns - left_ns)
+        for pipeline, durations_ns in took.items():
+            self._lanes[pipeline].recorder.record_all("puback", durations_ns)
+
+    def _note_failed(self, token: int, reason: str) -> None:
+        self.publish_refusals += 1
+        self._left_ns.pop(token, None)
         topic = self._state_tokens.pop(token, None)
         event = self._event_tokens.pop(token, None)
-        if topic is not None and reason:
+        stream = self._waiting.pop(token, None)
+        if topic is not None:
             self._refused_states.add(topic)
-        if event is not None and reason:
-            self._ledger.event_dropped(*event, _in_short(reason))
+        if event is not None:
+            self._ledger.event_dropped(*event, reason)
         if stream is not None:
-            self._ledger.result_dropped(*stream, _in_short(reason))
+            self._ledger.result_dropped(*stream, reason)
 
     def _may_begin(self, lane: Lane) -> bool:
-        return lane.has_work and len(self._waiting) < self._max_waiting
+        has_work = len(lane.queue) > 0 and len(lane.in_flight) < TURNS_IN_FLIGHT
+        return has_work and len(self._waiting) < self._max_waiting
 
     def _busy(self) -> bool:
         unconfirmed = self._waiting or self._event_tokens
         return bool(unconfirmed) or any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
-
-
-def _in_short(reason: str) -> str:
-    return reason.partition(":")[0][:REASON_CHARACTERS]

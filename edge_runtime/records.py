@@ -131,6 +131,11 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
     seqs: list[int] | None = None
     sensor_unix_ns: list[int] | None = None
 
+    def part(self, begin: int, end: int) -> Rows:
+        """Those of consecutive messages."""
+        cut, seqs, times_ns = slice(begin, end), self.seqs, self.sensor_unix_ns
+        return Rows(self.values[cut], seqs and seqs[cut], times_ns and times_ns[cut])
+
 
 class Window(msgspec.Struct, frozen=True, gc=False):
     """The most recent ``length`` samples of one stream.
@@ -285,14 +290,26 @@ class SequenceMark(msgspec.Struct, frozen=True):
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):
-    """A message waiting, undecoded, for its pipeline.
+    """Consecutive messages of one stream that wait, undecoded, for their pipeline; at least one.
 
-    given_up: messages of its stream that had to give way right before it.
+    given_up: messages of the stream that had to give way right before the first one.
     """
 
     stream: str
-    message: Message
+    messages: list[Message]
     given_up: int = 0
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """Consecutive messages of one stream that the windower took.
+
+    epoch, first: the key of the first one within the stream, as SequenceMark counts; the others' numbers follow.
+    """
+
+    stream: str
+    epoch: str
+    first: int
+    messages: list[Message]
 
 
 class Turn(msgspec.Struct):
@@ -300,19 +317,20 @@ class Turn(msgspec.Struct):
 
     Filled by ingest (accepted .. marks), predict (prediction, model_states) and emit (results .. segments), in that
     order; settled once, whatever it holds.
-    accepted: (stream, message key, message) of every input the windower took; windows: what it cut; both in the order
-    of each stream. inputs: (windows, ...) float32 in the model's layout. times_ns: per window, what its completing
-    message cost in (queue, decode, window), and when it was cut.
-    dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last
-    message was received and when it was decided. unchanged: results not published because nothing changed, per
-    stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
+    messages: what it took; left_over: what it had no room for. accepted: every input the windower took; windows: what
+    it cut; both in the order of each stream. inputs: (windows, ...) float32 in the model's layout. times_ns: per
+    window, what its completing message cost in (queue, decode, window), and when it was cut.
+    dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last message
+    was received. decided_ns: when the results were decided. unchanged: results not published because nothing changed,
+    per stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
     the new value of each small state that this turn changed, per stream, as of this turn.
     """
 
     pipeline: str
     messages: list[Queued]
     taken_ns: int
-    accepted: list[tuple[str, MessageKey, Message]] = []
+    left_over: list[Queued] = []
+    accepted: list[Accepted] = []
     inputs: Floats | None = None
     windows: list[Window] = []
     times_ns: list[tuple[int, int, int, int]] = []
@@ -323,7 +341,8 @@ class Turn(msgspec.Struct):
     prediction: Prediction | None = None
     model_states: dict[str, State] = {}
     results: list[Result] = []
-    emitted_ns: list[tuple[int, int]] = []
+    emitted_ns: list[int] = []
+    decided_ns: int = 0
     window_drops: dict[tuple[str, str], int] = {}
     unchanged: dict[str, int] = {}
     state_changes: list[StateChange] = []

@@ -26,7 +26,7 @@ from edge_runtime.mqtt.client import MqttClient, make_client
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Subscription, Tree, match, parse_source
-from edge_runtime.mqtt.transport import Counters, Kind
+from edge_runtime.mqtt.transport import Confirmed, Counters, Kind
 from edge_runtime.record import STOP_S, connect
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing
 from edge_runtime.stop import StopSignal
@@ -157,9 +157,10 @@ class _Player:
 
     def settle(self) -> None:
         """Count what the broker has answered."""
-        for _, reason in self._client.confirmed():
-            self._open -= 1
-            self._answers[reason] += 1
+        delivered, failed = self._client.confirmed()
+        self._open -= len(delivered) + len(failed)
+        self._answers[""] += len(delivered)
+        self._answers.update(reason for _, reason in failed)
 
     def summary(self) -> PublishSummary:
         return PublishSummary(
@@ -283,7 +284,7 @@ class _Tape:
         self._messages = iter(recording)
         self._subscriptions = subscriptions
         self._write = write
-        self._unconfirmed: list[tuple[int, str]] = []
+        self._unconfirmed: list[int] = []
 
     def start(self) -> None: ...
 
@@ -317,12 +318,15 @@ class _Tape:
         payload.pop("lat_ms", None)
         self._write(msgspec.json.encode(_Document(message.topic, payload)) + b"\n")
         self.documents += 1
-        self._unconfirmed.append((self.documents, ""))
+        self._unconfirmed.append(self.documents)
         return self.documents
 
-    def confirmed(self) -> list[tuple[int, str]]:
-        confirmed, self._unconfirmed = self._unconfirmed, []
-        return confirmed
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        return [self.publish(message) for message in messages][-1]
+
+    def confirmed(self) -> Confirmed:
+        delivered, self._unconfirmed = self._unconfirmed, []
+        return Confirmed(delivered, [])
 
     @property
     def written(self) -> int:

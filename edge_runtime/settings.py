@@ -6,7 +6,6 @@ Bounds are `msgspec.Meta` constraints, and a `__post_init__` that raises ValueEr
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
@@ -282,6 +281,8 @@ def _nearest(word: object, allowed: Iterable[object]) -> str:
     """A question that offers the allowed word most like this one, "" when none is near."""
     if not isinstance(word, str):
         return ""
+    import difflib  # noqa: PLC0415  only for a mistake
+
     by_lower = {choice.lower(): choice for choice in allowed if isinstance(choice, str)}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""

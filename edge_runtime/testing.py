@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_runtime.mqtt.transport import Counters, Kind
+from edge_runtime.mqtt.transport import Confirmed, Counters, Kind
 from edge_runtime.records import Floats, Message, Outgoing, Stage
 from edge_runtime.stream.pipeline import Clock
 
@@ -54,6 +54,9 @@ class MemoryRecorder:
     def record_all(self, stage: Stage, durations_ns: list[int]) -> None:
         self.durations_ns.setdefault(stage, []).extend(durations_ns)
 
+    def record_share(self, stage: Stage, share_ns: int, n: int) -> None:
+        self.record_all(stage, [share_ns] * n)
+
 
 class MemoryClient:
     """A transport without a broker: `arrive` feeds it, `published` and `acknowledged` show what came out."""
@@ -92,20 +95,25 @@ class MemoryClient:
         self.acknowledged += [(epoch, mid) for mid in mids]
 
     def publish(self, message: Outgoing) -> int:
-        self.published.append(message)
-        token = len(self.published)
-        self._unconfirmed.append(token)
-        return token
+        return self.publish_all([message])
+
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        first = len(self.published) + 1
+        self.published += messages
+        self._unconfirmed += range(first, len(self.published) + 1)
+        return len(self.published)
 
     @property
     def written(self) -> int:
         return len(self.published)
 
-    def confirmed(self) -> list[tuple[int, str]]:
+    def confirmed(self) -> Confirmed:
         if self.withhold_confirmations:
-            return []
+            return Confirmed([], [])
         tokens, self._unconfirmed = self._unconfirmed, []
-        return [(token, self.refuse_with) for token in tokens]
+        if self.refuse_with:
+            return Confirmed([], [(token, self.refuse_with) for token in tokens])
+        return Confirmed(tokens, [])
 
     def flush(self) -> None: ...
 

@@ -35,13 +35,19 @@ def receive(client: Client, count: int) -> list[Message]:
     return messages
 
 
+def fates(client: Client) -> list[tuple[int, str]]:
+    """(token, reason) of what is confirmed now, "" for delivered; those first."""
+    delivered, failed = client.confirmed()
+    return [(token, "") for token in delivered] + failed
+
+
 def confirmed(client: Client, count: int) -> list[tuple[int, str]]:
     """Poll until so many tokens are confirmed."""
     found: list[tuple[int, str]] = []
     deadline = time.monotonic() + WAIT_S
     while len(found) < count:
         client.poll(STEP_S)
-        found += client.confirmed()
+        found += fates(client)
         assert time.monotonic() < deadline, f"{len(found)} of {count} tokens confirmed ({client.reason})"
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from broker import WAIT_S
 from certificates import Authority
+from driving import fates
 from scripted import STEP_S, Scripted
 
 from edge_runtime.mqtt.client import MqttClient
@@ -150,7 +151,7 @@ class Publisher:
             self.collect()
 
     def collect(self) -> None:
-        for token, reason in self._client.confirmed():
+        for token, reason in fates(self._client):
             assert token not in self.known, f"token {token} was confirmed twice"
             self.known[token] = reason
 

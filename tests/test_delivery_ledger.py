@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.delivery.ledger import ALL, NO_PIPELINE, Imbalance, Ledger, render
-from edge_runtime.records import DeadLetter, Message, Queued, Result, Segment, Turn
+from edge_runtime.records import Accepted, DeadLetter, Message, Queued, Result, Segment, Turn
 
 V, A, B = "vibration", "press-1", "press-2"
 MESSAGE = Message("plant/press-1/vib", b"", 0)
@@ -71,11 +71,11 @@ class Device:
 
     def take(self, key: tuple[str, str]) -> None:
         taken, windows = Counter({key: self.queues.pop(key, 0)}), 0
-        made = turn(key[0], messages=[Queued(key[1], MESSAGE)] * taken[key])
+        made = turn(key[0], messages=[Queued(key[1], [MESSAGE])] * taken[key])
         for _ in range(taken[key]):
             fate = self.rng.choice(("accepted", "accepted", "duplicate", "late", "dead"))
             if fate == "accepted":
-                made.accepted.append((key[1], "key", MESSAGE))
+                made.accepted.append(Accepted(key[1], "0", 0, [MESSAGE]))
                 windows += self.rng.randint(0, 2)
             elif fate == "duplicate":
                 made.duplicates[key[1]] = made.duplicates.get(key[1], 0) + 1
@@ -196,7 +196,7 @@ def test_a_gauge_that_is_wrong_by_one_is_found(steps: int, seed: int, gauge: int
 def test_a_turn_is_settled_stream_by_stream() -> None:
     ledger = Ledger()
     settled = turn(
-        accepted=[(A, "k1", MESSAGE), (B, "k2", MESSAGE), (A, "k3", MESSAGE)],
+        accepted=[Accepted(A, "0", 0, [MESSAGE]), Accepted(B, "0", 5, [MESSAGE] * 2), Accepted(A, "0", 1, [MESSAGE])],
         duplicates={A: 2},
         dropped={(A, "late"): 3, (B, "expired"): 1},
         dead_letters=[DeadLetter(B, "not_json", "", MESSAGE)],
@@ -209,7 +209,7 @@ def test_a_turn_is_settled_stream_by_stream() -> None:
     a, b = ledger.snapshot({}, {}, {})
     assert (a.pipeline, a.stream, b.pipeline, b.stream) == (V, A, V, B)
     assert (a.accepted, a.duplicates, a.dropped, a.dead_lettered) == (2, 2, {"late": 3}, 0)
-    assert (b.accepted, b.duplicates, b.dropped, b.dead_lettered) == (1, 0, {"expired": 1}, 1)
+    assert (b.accepted, b.duplicates, b.dropped, b.dead_lettered) == (2, 0, {"expired": 1}, 1)
     assert (a.results, a.unchanged, a.windows_dropped) == (6, 4, {})
     assert (b.results, b.unchanged, b.windows_dropped) == (1, 0, {"not_finite": 5})
 
@@ -224,7 +224,7 @@ def test_a_turn_without_windows_or_messages_changes_nothing() -> None:
 def test_an_imbalance_names_the_stream_the_equation_and_both_sides() -> None:
     ledger = Ledger()
     ledger.received(V, A, 10)
-    ledger.settle(turn(accepted=[(A, "k", MESSAGE)] * 8))
+    ledger.settle(turn(accepted=[Accepted(A, "0", 0, [MESSAGE] * 8)]))
 
     assert ledger.balance({(V, A): 1}, {}, {}) == [Imbalance(V, A, "messages", left=10, right=9)]
 
@@ -233,7 +233,7 @@ def test_errors_of_two_streams_do_not_cancel_in_the_totals() -> None:
     ledger = Ledger()
     ledger.received(V, A, 5)
     ledger.received(V, B, 5)
-    ledger.settle(turn(accepted=[(A, "k", MESSAGE)] * 4 + [(B, "k", MESSAGE)] * 6))
+    ledger.settle(turn(accepted=[Accepted(A, "0", 0, [MESSAGE] * 4), Accepted(B, "0", 0, [MESSAGE] * 6)]))
 
     view = ledger.totals({}, {}, {})
 
@@ -298,7 +298,7 @@ def test_the_text_has_three_lines_a_pipeline_and_the_verdict() -> None:
     ledger.windows_completed(V, A, 40)
     ledger.settle(
         turn(
-            accepted=[(A, "k", MESSAGE)] * 1190,
+            accepted=[Accepted(A, "0", 0, [MESSAGE] * 1190)],
             dropped={(A, "late"): 2},
             duplicates={A: 1},
             dead_letters=[DeadLetter(A, "not_json", "", MESSAGE)],

@@ -8,7 +8,11 @@ from edge_runtime.records import Message, Queued
 
 
 def queued(stream: str, n: int = 0) -> Queued:
-    return Queued(stream, Message(f"t/{stream}", b"%d" % n, 0))
+    return Queued(stream, [Message(f"t/{stream}", b"%d" % n, 0)])
+
+
+def told(runs: list[Queued]) -> list[tuple[str, list[int]]]:
+    return [(run.stream, [int(message.payload) for message in run.messages]) for run in runs]
 
 
 def queue(max_streams: int = 10, **settings: object) -> InputQueue:
@@ -24,22 +28,36 @@ def test_streams_are_served_in_turn_so_that_a_noisy_one_cannot_starve_the_rest()
         subject.offer([queued("noisy", n)])
     subject.offer([queued("quiet")])
 
-    assert [q.stream for q in subject.take(3)] == ["noisy", "quiet", "noisy"]
-    assert [int(q.message.payload) for q in subject.take(3)] == [2, 3, 4]
+    assert told(subject.take(3)) == [("noisy", [0, 1]), ("quiet", [0])]
+    assert told(subject.take(3)) == [("noisy", [2, 3, 4])]
+
+
+def test_more_streams_than_may_be_taken_are_served_one_after_the_other() -> None:
+    subject = queue()
+    for n in range(3):
+        subject.offer([queued(stream, n) for stream in "abc"])
+
+    taken = [told(subject.take(2)) for _ in range(4)]
+    assert taken == [
+        [("a", [0]), ("b", [0])],
+        [("c", [0]), ("a", [1])],
+        [("b", [1]), ("c", [1])],
+        [("a", [2]), ("b", [2])],
+    ]
 
 
 def test_the_oldest_of_a_full_stream_gives_way_and_other_streams_keep_theirs() -> None:
     subject = queue(max=2)
     gave_way = [q for stream in "ab" for n in range(3) for q in subject.offer([queued(stream, n)])]
 
-    assert [(q.stream, q.message.payload) for q in gave_way] == [("a", b"0"), ("b", b"0")]
+    assert [(stream, message.payload) for stream, message in gave_way] == [("a", b"0"), ("b", b"0")]
     assert subject.depths() == {"a": 2, "b": 2}
 
 
 def test_latest_only_keeps_one() -> None:
     subject = queue(when_full="latest_only")
     assert subject.offer([queued("a", 1)]) == []
-    assert [q.message.payload for q in subject.offer([queued("a", 2)])] == [b"1"]
+    assert [message.payload for _, message in subject.offer([queued("a", 2)])] == [b"1"]
     assert len(subject) == 1
 
 
@@ -54,8 +72,8 @@ def test_payload_bytes_are_bounded_over_all_streams() -> None:
     for n in (10, 11):
         assert subject.offer([queued("a", n)]) == []
 
-    assert [q.message.payload for q in subject.offer([queued("b", 12)])] == [b"12"]
-    assert [q.message.payload for q in subject.offer([queued("a", 13)])] == [b"10"]
+    assert [message.payload for _, message in subject.offer([queued("b", 12)])] == [b"12"]
+    assert [message.payload for _, message in subject.offer([queued("a", 13)])] == [b"10"]
 
 
 def test_the_next_message_of_a_stream_says_how_many_gave_way_before_it() -> None:
@@ -65,18 +83,30 @@ def test_the_next_message_of_a_stream_says_how_many_gave_way_before_it() -> None
     subject.offer([queued("b", 0)])
 
     taken = subject.take(10)
-    assert [(q.stream, q.given_up) for q in taken] == [("a", 3), ("b", 0), ("a", 0)]
+    assert [(run.stream, len(run.messages), run.given_up) for run in taken] == [("a", 2, 3), ("b", 1, 0)]
 
 
 def test_what_is_put_back_is_next_in_its_stream() -> None:
     subject = queue()
     for n in range(4):
-        subject.offer([queued("a", n)])
-    taken = subject.take(3)
-    subject.put_back(taken[1:])
+        subject.offer([queued("a", n), queued("b", n)])
+    (a, b) = subject.take(6)
+    subject.put_back([Queued("b", b.messages[1:], 7)])
 
-    assert len(subject) == 3
-    assert [int(q.message.payload) for q in subject.take(5)] == [1, 2, 3]
+    assert told([a]) == [("a", [0, 1, 2])]
+    assert (len(subject), subject.oldest_ns()) == (4, 0)
+    taken = subject.take(5)
+    assert (told(taken), taken[0].given_up) == ([("b", [1, 2, 3]), ("a", [3])], 7)
+
+
+def test_what_was_put_back_comes_before_other_streams() -> None:
+    subject = queue()
+    subject.offer([queued(stream, n) for n in range(3) for stream in "abc"])
+    taken = subject.take(9)
+    subject.offer([queued("a", 3)])
+    subject.put_back(taken[7:])
+
+    assert told(subject.take(2)) == [("b", [2]), ("c", [2])]
 
 
 @given(st.lists(st.one_of(st.sampled_from("abc"), st.integers(0, 5)), max_size=200))
@@ -88,13 +118,13 @@ def test_what_goes_in_comes_out_or_gives_way_and_each_stream_keeps_its_order(ste
             left += subject.offer([queued(step, offered)])
             offered += 1
         else:
-            taken = subject.take(step)
+            taken = [(run.stream, message) for run in subject.take(step) for message in run.messages]
             assert len(taken) <= step
             left += taken
         assert len(subject) == sum(subject.depths().values()) == offered - len(left)
-    left += subject.take(offered + 1)
+    left += [(run.stream, message) for run in subject.take(offered + 1) for message in run.messages]
 
-    assert sorted(int(q.message.payload) for q in left) == list(range(offered))
+    assert sorted(int(message.payload) for _, message in left) == list(range(offered))
     for stream in "abc":
-        numbers = [int(q.message.payload) for q in left if q.stream == stream]
+        numbers = [int(message.payload) for found, message in left if found == stream]
         assert numbers == sorted(numbers)

@@ -213,7 +213,7 @@ def test_the_pipeline_sees_the_windows_that_were_simulated(example: Example) -> 
         run_id="run",
         clock=ManualClock().clock(),
     )
-    turn = made.process([Queued(m.topic.split("/")[1], m) for m in example.record.messages(people)])
+    turn = made.process([Queued(m.topic.split("/")[1], [m]) for m in example.record.messages(people)])
 
     for person in people:
         counts = example.wrist.to_int16(person.values)

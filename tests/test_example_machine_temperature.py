@@ -126,7 +126,7 @@ def replayed(example: Example, folder: Path) -> list[Turn]:
     """The series as a recording, message by message through the device's pipeline."""
     example.record.write(folder / "series.rec")
     made = pipeline(example)
-    return [made.process([Queued("machine-1", message)]) for message in Recording(folder / "series.rec")]
+    return [made.process([Queued("machine-1", [message])]) for message in Recording(folder / "series.rec")]
 
 
 def test_the_recipe_loads_and_rebuilds_a_batch_of_its_windows() -> None:

@@ -13,6 +13,7 @@ from edge_runtime.loop import Connection, Lane, Loop
 from edge_runtime.monitor.latency import StageRecorder
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Tree, parse_source
+from edge_runtime.mqtt.transport import Confirmed
 from edge_runtime.records import Message
 from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
@@ -364,13 +365,15 @@ def test_an_event_that_is_refused_is_counted_with_the_reason_and_not_sent_again(
 def test_draining_waits_for_the_confirmation_of_an_event() -> None:
     bench = Bench()
     answered, published = bench.client.confirmed, bench.client.published
-    bench.client.confirmed = lambda: [(n, why) for n, why in answered() if "/event/" not in published[n - 1].topic]
+    bench.client.confirmed = lambda: Confirmed(
+        [token for token in answered().delivered if "/event/" not in published[token - 1].topic], []
+    )
     for rows in (MOVING, STILL):
         bench.arrive(rows)
     bench.steps()
     assert (bench.account().waiting, bench.loop.drain(deadline_ns=0)) == (0, False)
 
-    bench.client.confirmed = lambda: [(len(published), "")]
+    bench.client.confirmed = lambda: Confirmed([len(published)], [])
     bench.steps()
     assert bench.loop.drain(deadline_ns=0)
 

@@ -305,7 +305,7 @@ def test_all_files_together_stay_within_the_limit_and_readable(tmp_path: Path) -
     largest = largest_slow = 0
     for interval in range(1, 121):
         record_everywhere(recorder, spread(rng, 400))
-        recorder.written(turn(received_ms=list(range(20)), decided_ms=[30] * 20), 40 * MS)
+        recorder.written(turn(received_ms=list(range(20)), decided_ms=30), 40 * MS)
         latency_log.write([recorder], now_ns=interval * S, unix_ns=NOON_UNIX_NS + interval * S)
         largest = max(largest, size(histograms, rotated(histograms)))
         largest_slow = max(largest_slow, size(slow, rotated(slow)))
@@ -329,7 +329,7 @@ def test_files_above_a_lowered_limit_are_dropped_at_start(tmp_path: Path) -> Non
         rotated(tmp_path / name).write_bytes(b"#\n" * 300_000)
     latency_log = LatencyLog(tmp_path, LatencySettings(log_mb=1.0), now_ns=0)
     recorder = StageRecorder("vibration")
-    recorder.written(turn(received_ms=[0], decided_ms=[1]), 2 * MS)
+    recorder.written(turn(received_ms=[0], decided_ms=1), 2 * MS)
     latency_log.write([recorder], now_ns=S, unix_ns=NOON_UNIX_NS)
 
     assert [path.name for path in sorted(tmp_path.iterdir())] == [LOG_NAME, LOCK_NAME, SLOWEST_NAME]
@@ -418,8 +418,8 @@ def test_a_tag_that_would_break_a_line_is_refused(tag: str) -> None:
 
 def test_the_slowest_windows_are_logged_with_all_their_stages_the_slowest_first(latency_log: LatencyLog) -> None:
     recorder = StageRecorder("vibration", slowest=2)
-    recorder.written(turn(received_ms=[0, 1, 2], decided_ms=[9, 10, 10]), 15 * MS)
-    recorder.written(turn(received_ms=[20], decided_ms=[21], stream="line/7"), 34 * MS + 150_000)
+    recorder.written(turn(received_ms=[0, 1, 2], decided_ms=9), 15 * MS)
+    recorder.written(turn(received_ms=[20], decided_ms=21, stream="line/7"), 34 * MS + 150_000)
     latency_log.write(
         [recorder], now_ns=1034 * MS + 150_000, unix_ns=NOON_UNIX_NS, temperature_c=61.5, throttled=("throttled",)
     )
@@ -443,7 +443,7 @@ def test_the_slowest_windows_are_logged_with_all_their_stages_the_slowest_first(
 
 def test_what_is_not_known_of_the_device_is_null(latency_log: LatencyLog) -> None:
     recorder = StageRecorder("vibration")
-    recorder.written(turn(received_ms=[0], decided_ms=[1]), 2 * MS)
+    recorder.written(turn(received_ms=[0], decided_ms=1), 2 * MS)
     latency_log.write([recorder], now_ns=15 * S, unix_ns=NOON_UNIX_NS)
 
     (line,) = slow_lines(latency_log.path.with_name(SLOWEST_NAME))
@@ -455,7 +455,7 @@ def test_every_interval_and_pipeline_has_slowest_windows_of_its_own(latency_log:
     for second, e2e_ms in ((15, 90), (25, 3)):
         for recorder, factor in zip(recorders, (1, 10), strict=True):
             for ms in (1, e2e_ms, 2):
-                of = turn(received_ms=[0], decided_ms=[0], pipeline=recorder.pipeline)
+                of = turn(received_ms=[0], decided_ms=0, pipeline=recorder.pipeline)
                 recorder.written(of, factor * ms * MS)
         latency_log.write(recorders, now_ns=second * S, unix_ns=NOON_UNIX_NS)
 
@@ -468,7 +468,7 @@ def test_every_interval_and_pipeline_has_slowest_windows_of_its_own(latency_log:
 def test_the_windows_kept_are_the_slowest_of_all_that_were_written(e2e_ms: list[list[int]], most: int) -> None:
     recorder = StageRecorder("vibration", slowest=most)
     for of_turn in e2e_ms:
-        recorder.written(turn(received_ms=[100 - ms for ms in of_turn], decided_ms=[100] * len(of_turn)), 100 * MS)
+        recorder.written(turn(received_ms=[100 - ms for ms in of_turn], decided_ms=100), 100 * MS)
 
     kept = [window.e2e_ns // MS for window in recorder.end_slowest()]
     assert kept == sorted(itertools.chain.from_iterable(e2e_ms), reverse=True)[:most]
@@ -477,7 +477,7 @@ def test_the_windows_kept_are_the_slowest_of_all_that_were_written(e2e_ms: list[
 
 def test_no_file_is_made_where_no_slowest_windows_are_wanted(latency_log: LatencyLog) -> None:
     recorder = StageRecorder("vibration", slowest=0)
-    recorder.written(turn(received_ms=[0], decided_ms=[1]), 2 * MS)
+    recorder.written(turn(received_ms=[0], decided_ms=1), 2 * MS)
     latency_log.write([recorder], now_ns=15 * S, unix_ns=NOON_UNIX_NS)
 
     assert sorted(path.name for path in latency_log.path.parent.iterdir()) == [LOG_NAME, LOCK_NAME]
@@ -487,7 +487,7 @@ def test_when_one_file_cannot_be_written_the_other_is_and_the_problem_names_it(l
     slow = latency_log.path.with_name(SLOWEST_NAME)
     slow.mkdir(parents=True)
     recorder = StageRecorder("vibration")
-    recorder.written(turn(received_ms=[0], decided_ms=[1]), 2 * MS)
+    recorder.written(turn(received_ms=[0], decided_ms=1), 2 * MS)
     latency_log.write([recorder], now_ns=15 * S, unix_ns=NOON_UNIX_NS)
 
     assert latency_log.problem == f"{slow}: Is a directory"

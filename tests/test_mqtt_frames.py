@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from itertools import zip_longest
 from typing import Any
 
 import mqtt5
+import msgspec
 import pytest
 from amqtt.adapters import BufferReader
 from amqtt.mqtt.packet import MQTTFixedHeader
@@ -27,7 +29,7 @@ from packed import (
 )
 from scripted import packet
 
-from edge_runtime.mqtt.frames import puback_frames, publish_frame
+from edge_runtime.mqtt.encode import puback_frames, publish_frame, publish_frames
 from edge_runtime.records import Outgoing
 
 
@@ -151,6 +153,49 @@ def test_what_mqtt_cannot_carry_is_refused_every_time(message: Outgoing) -> None
     for _ in range(2):
         with pytest.raises(ValueError, match="."):
             publish_frame(message, mid=1, dup=False, expiry_s=None, five=True)
+
+
+plain = outgoing.map(lambda m: msgspec.structs.replace(m, user=(), response_topic="", correlation_data=b""))
+like_it = st.tuples(payloads, st.booleans(), st.sampled_from(["", "text/plain"]))
+several = st.lists(st.tuples(plain, st.lists(like_it, min_size=1, max_size=4)), min_size=1, max_size=5).map(
+    lambda runs: [
+        msgspec.structs.replace(message, payload=payload, retain=retain, content_type=content_type)
+        for message, found in runs
+        for payload, retain, content_type in found
+    ]
+)
+
+
+@fuzz
+@given(messages=several, qos=st.sampled_from([0, 1]), five=st.booleans())
+def test_frames_built_together_are_those_built_one_by_one(messages: list[Outgoing], qos: int, five: bool) -> None:
+    alike = [msgspec.structs.replace(message, qos=qos) for message in messages]
+    mids = range(65_535, 65_535 - len(alike), -1) if qos else ()
+    frames = [
+        publish_frame(message, mid=mid, dup=False, expiry_s=None, five=five)
+        for message, mid in zip_longest(alike, mids, fillvalue=0)
+    ]
+    largest = max(map(len, frames))
+
+    assert publish_frames(alike, mids, limit=largest, five=five) == b"".join(frames)
+    with pytest.raises(ValueError, match=f"a packet of {largest} bytes, {largest - 1} allowed"):
+        publish_frames(alike, mids, limit=largest - 1, five=five)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Outgoing("t", b"", 1),
+        Outgoing("t", b"", message_expiry_s=1),
+        Outgoing("t", b"", user=(("k", "v"),)),
+        Outgoing("t", b"", response_topic="r"),
+        Outgoing("t", b"", correlation_data=b"c"),
+        Outgoing("#", b""),
+    ],
+)
+def test_frames_of_messages_that_are_not_alike_are_not_built_together(other: Outgoing) -> None:
+    with pytest.raises(ValueError, match="."):
+        publish_frames([Outgoing("t", b""), other], (), limit=99, five=True)
 
 
 def test_a_frame_has_at_most_the_bytes_its_length_can_say() -> None:

@@ -12,7 +12,8 @@ from paho.mqtt.client import MQTTMessage
 from scripted import packet
 
 from edge_runtime.mqtt import frames, wire
-from edge_runtime.mqtt.frames import Cut, puback_frames, publish_frame
+from edge_runtime.mqtt.encode import puback_frames, publish_frame
+from edge_runtime.mqtt.frames import Cut
 from edge_runtime.mqtt.topics import match
 from edge_runtime.records import Message, Outgoing, Properties
 

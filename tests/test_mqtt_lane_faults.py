@@ -8,12 +8,12 @@ import time
 
 import lane_server
 import pytest
-from driving import confirmed, drive, receive
+from driving import confirmed, drive, fates, receive
 from lane_server import PINGRESP, PUBACK, PUBCOMP, PUBREC, Connected, MakeClient, Server, await_messages, payloads
 from scripted import packet, publish_ids
 
 from edge_runtime.mqtt import lane
-from edge_runtime.mqtt.frames import puback_frames
+from edge_runtime.mqtt.encode import puback_frames
 from edge_runtime.records import Message, Outgoing
 
 server, connected = lane_server.server, lane_server.connected
@@ -254,4 +254,4 @@ def test_what_the_broker_said_before_it_closed_is_read_though_nothing_more_can_b
     assert client.reason
     if server.five:
         assert client.reason == "the broker disconnected us: Session taken over"
-    assert sorted(client.confirmed()) == [(tokens[0], ""), (tokens[2], "")]
+    assert sorted(fates(client)) == [(tokens[0], ""), (tokens[2], "")]

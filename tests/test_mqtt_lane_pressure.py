@@ -12,7 +12,8 @@ from driving import confirmed, drive, receive
 from lane_server import PING, PINGRESP, Connected, MakeClient, Publisher, Server, numbers, payloads
 from scripted import MAXIMUM_PACKET_SIZE, STEP_S, packet
 
-from edge_runtime.mqtt.frames import FrameCutter, puback_frames
+from edge_runtime.mqtt.encode import puback_frames
+from edge_runtime.mqtt.frames import FrameCutter
 from edge_runtime.records import Message, Outgoing
 
 server, connected = lane_server.server, lane_server.connected

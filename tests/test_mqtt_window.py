@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from broker import WAIT_S, Broker
-from driving import confirmed, drive
+from driving import confirmed, drive, fates
 from scripted import RECEIVE_MAXIMUM, Scripted, publish_ids
 
 from edge_runtime.mqtt.client import MqttClient
@@ -35,7 +35,24 @@ def test_no_more_messages_are_in_flight_than_the_broker_takes(make_client: MakeC
 
     assert len(first) == 3
     assert len(second) == 1
-    assert client.confirmed() == [(tokens[0], "")]
+    assert fates(client) == [(tokens[0], "")]
+
+
+def test_messages_published_together_go_in_order_and_have_consecutive_tokens(
+    make_client: MakeClient, scripted: Scripted
+) -> None:
+    client = make_client(scripted.url)
+    early = client.publish_all([Outgoing("out/a", b"%d" % n, qos=1) for n in range(3)])
+    scripted.welcome(client)
+    late = client.publish_all([Outgoing("out/a", b"%d" % n, qos=n % 2) for n in range(3, 7)])
+
+    packets = scripted.received(client)
+    for mid, _ in publish_ids([found for found in packets if found[0] == 0x32]):
+        scripted.send_packet(0x40, struct.pack("!H", mid))
+
+    assert [body[-1:] for _, body in packets] == [b"%d" % n for n in range(7)]
+    assert (early, late) == (3, 7)
+    assert sorted(confirmed(client, 7)) == [(token, "") for token in range(1, 8)]
 
 
 def test_a_session_the_broker_still_holds_gets_the_same_ids_again(make_client: MakeClient, scripted: Scripted) -> None:
@@ -170,7 +187,7 @@ def test_a_stop_that_cannot_say_stopped_leaves_the_word_to_the_will(
 
     assert [first & 0xF0 for first, _ in scripted.left_over()] == [0x30]
     assert ("mqtt_stopped_unsaid", "") in events()
-    assert client.confirmed() == [(token, "stopped")]
+    assert fates(client) == [(token, "stopped")]
 
 
 @pytest.mark.broker
@@ -239,12 +256,12 @@ def test_a_broker_that_does_not_read_leaves_messages_waiting_and_then_they_are_r
     while "outgoing queue full" not in reasons.values():
         tokens.append(client.publish(Outgoing("out/a", bytes(60_000))))
         client.flush()
-        reasons.update(client.confirmed())
+        reasons.update(fates(client))
         assert time.monotonic() < deadline
 
     refused = [token for token, reason in reasons.items() if reason]
     arrived = scripted.received(client)
-    reasons.update(client.confirmed())
+    reasons.update(fates(client))
     assert refused == [tokens[-1]]
     assert reasons == {**dict.fromkeys(tokens, ""), tokens[-1]: "outgoing queue full"}
     assert len(arrived) == len(tokens) - 1
@@ -260,7 +277,7 @@ def test_a_message_to_what_is_no_topic_is_confirmed_as_failed(
 
     token = client.publish(Outgoing(topic, b"x", qos=1))
 
-    [(found, reason)] = client.confirmed()
+    [(found, reason)] = fates(client)
     assert found == token
     assert reason.startswith("cannot be published: ")
 
@@ -297,4 +314,4 @@ def test_a_birth_the_broker_forbids_is_logged_and_nothing_else(
     drive(client, lambda: ("mqtt_own_message_refused", "Not authorized") in events())
 
     assert client.connected
-    assert client.confirmed() == []
+    assert fates(client) == []

@@ -64,11 +64,11 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
         run_id="run",
     )
     payloads = [STILL, MOVING, MOVING, STILL, b"{", MOVING, STILL]
-    turn = made.process([Queued("s/1", Message("t", body, 0)) for body in payloads])
+    turn = made.process([Queued("s/1", [Message("t", body, 0) for body in payloads])])
     documents = Publications(Tree("edge/v1", "n"), result_qos={"p": 1}, dead_letters=DeadLetterSettings())
     letters = [documents.dead_letter("p", letter, now_ns=0) for letter in turn.dead_letters]
     return {
-        "result": [documents.result(result) for result in turn.results],
+        "result": documents.results(turn.results),
         "state": [documents.state_change("p", change) for change in turn.state_changes],
         "event": [documents.event(segment) for segment in turn.events],
         "dead-letter": [letter for letter in letters if letter],

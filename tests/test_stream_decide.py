@@ -6,29 +6,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.stream.decide import Decider, DecideSettings
+from edge_runtime.stream.decide import Alarm, Decider, DecideSettings
 
 LABELS = {"labels": ("ok", "worn", "broken")}
 ERRORS = {"labels": (), "threshold": 2.0}
 
 
 def alarms(settings: DecideSettings, evidence: list[float], label: str = "worn") -> list[bool]:
-    decider = Decider(settings, **LABELS)
     index = LABELS["labels"].index(label)
     rows = [[value if i == index else (1 - value) / 2 for i in range(3)] for value in evidence]
-    return [decider.decide("s", row, t).alarm.on for t, row in enumerate(rows)]
+    return [alarm.state.on for alarm in follow(Decider(settings, **LABELS), rows)]
+
+
+def follow(decider: Decider, rows: list[list[float]], stream: str = "s", *, first_ns: int = 0) -> list[Alarm]:
+    """The alarm after each window of a stream, one window a ns."""
+    decisions = decider.decide(rows)
+    return [decider.follow(stream, scores, t_ns) for t_ns, (_, _, scores) in enumerate(decisions, start=first_ns)]
 
 
 def test_the_label_is_the_one_with_the_highest_score() -> None:
-    decision = Decider(DecideSettings(), **LABELS).decide("s", [0.2, 0.7, 0.1], 0)
+    decisions = Decider(DecideSettings(), **LABELS).decide([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
 
-    assert (decision.label, decision.score, decision.alarm) == ("worn", 0.7, None)
-    assert decision.scores == {"ok": 0.2, "worn": 0.7, "broken": 0.1}
+    assert decisions == [
+        ("worn", 0.7, {"ok": 0.2, "worn": 0.7, "broken": 0.1}),
+        ("broken", 0.7, {"ok": 0.1, "worn": 0.2, "broken": 0.7}),
+    ]
+
+
+def test_of_equal_scores_the_first_label_counts() -> None:
+    ((label, _, _),) = Decider(DecideSettings(), **LABELS).decide([[0.2, 0.4, 0.4]])
+
+    assert label == "worn"
 
 
 def test_scores_that_are_not_one_a_label_are_refused() -> None:
     with pytest.raises(ValueError, match="2 scores, wanted 3"):
-        Decider(DecideSettings(), **LABELS).decide("s", [0.2, 0.8], 0)
+        Decider(DecideSettings(), **LABELS).decide([[0.2, 0.8]])
 
 
 def test_an_alarm_follows_its_label() -> None:
@@ -69,25 +82,25 @@ def test_steady_evidence_turns_an_alarm_at_most_once(k: int, more: int, before: 
 
 def test_a_change_is_told_at_first_and_whenever_the_alarm_turns() -> None:
     decider = Decider(DecideSettings(alarm_on="worn", score=0.5), **LABELS)
-    decisions = [decider.decide("s", [0, value, 0], t) for t, value in enumerate([0, 0, 1, 1, 0], start=100)]
+    told = follow(decider, [[0, value, 0] for value in (0, 0, 1, 1, 0)], first_ns=100)
 
-    assert [decision.changed for decision in decisions] == [True, False, True, False, True]
-    assert [decision.alarm.since_unix_ns for decision in decisions] == [100, 100, 102, 102, 104]
+    assert [alarm.changed for alarm in told] == [True, False, True, False, True]
+    assert [alarm.state.since_unix_ns for alarm in told] == [100, 100, 102, 102, 104]
 
 
 def test_streams_have_alarms_of_their_own() -> None:
     decider = Decider(DecideSettings(alarm_on="worn", score=0.5), **LABELS)
 
-    assert decider.decide("a", [0, 1, 0], 1).alarm.on
-    assert not decider.decide("b", [1, 0, 0], 1).alarm.on
+    assert follow(decider, [[0, 1, 0]], "a")[0].state.on
+    assert not follow(decider, [[1, 0, 0]], "b")[0].state.on
 
 
 def test_a_reconstruction_error_alarms_at_the_bundles_threshold() -> None:
-    decider = Decider(DecideSettings(), **ERRORS)
-    decisions = [decider.decide("s", [error], 1) for error in (1.9, 2.0)]
+    decider, errors = Decider(DecideSettings(), **ERRORS), [[1.9], [2.0]]
 
-    assert [(d.label, d.score, d.alarm.on) for d in decisions] == [("normal", 1.9, False), ("anomaly", 2.0, True)]
-    assert Decider(DecideSettings(score=3.0), **ERRORS).decide("s", [2.5], 1).label == "normal"
+    assert decider.decide(errors) == [("normal", 1.9, {"error": 1.9}), ("anomaly", 2.0, {"error": 2.0})]
+    assert [alarm.state.on for alarm in follow(decider, errors)] == [False, True]
+    assert Decider(DecideSettings(score=3.0), **ERRORS).decide([[2.5]])[0][0] == "normal"
 
 
 @pytest.mark.parametrize(

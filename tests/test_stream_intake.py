@@ -75,7 +75,7 @@ class Bench:
 
 def message(body: object, stream: str = "a", *, at_s: float = 1000.0, given_up: int = 0, **fields: Any) -> Queued:
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Queued(stream, Message("t", payload, int(at_s * S), **fields), given_up)
+    return Queued(stream, [Message("t", payload, int(at_s * S), **fields)], given_up)
 
 
 def sample(n: int, moving: float = 0.0, stream: str = "a", **fields: Any) -> Queued:
@@ -90,7 +90,12 @@ def of_stream(turn: Turn, stream: str) -> dict[str, object]:
     return {
         "windows": windows,
         "results": results,
-        "accepted": [entry for entry in turn.accepted if entry[0] == stream],
+        "accepted": [
+            (one.epoch, number, message)
+            for one in turn.accepted
+            if one.stream == stream
+            for number, message in enumerate(one.messages, one.first)
+        ],
         "dead": [letter.message for letter in turn.dead_letters if letter.stream == stream],
         "changes": [change for change in turn.state_changes if change.stream == stream],
         "events": [event for event in turn.events if event.stream == stream],
@@ -103,7 +108,8 @@ def of_stream(turn: Turn, stream: str) -> dict[str, object]:
 
 
 def told(turn: Turn) -> list[object]:
-    return [turn.messages, *(of_stream(turn, stream) for stream in "ab")]
+    taken = [[m for run in turn.messages if run.stream == stream for m in run.messages] for stream in "ab"]
+    return [taken, *(of_stream(turn, stream) for stream in "ab")]
 
 
 ODD = ["lost", "repeated", "late", "restarted", "dup", "expired", "given up", "paused"]
@@ -131,8 +137,19 @@ def played(steps: list[tuple[str, str, float]]) -> list[Queued]:
             found.append(message({"n": n, "t": 1000 + n / 10, "v": [[1, 0], [0, 1]]}, stream, at_s=at_s, **fields))
         else:
             found.append(sample(n, moving, stream, at_s=at_s, **fields))
-    expired_first = [one for one in found if one.message.received_ns < 950 * S]
-    return expired_first + [one for one in found if one.message.received_ns >= 950 * S]
+    expired_first = [one for one in found if one.messages[0].received_ns < 950 * S]
+    return expired_first + [one for one in found if one.messages[0].received_ns >= 950 * S]
+
+
+def in_runs(messages: Sequence[Queued]) -> list[Queued]:
+    """The same, each with those of its stream that follow it."""
+    found: list[Queued] = []
+    for one in messages:
+        if found and found[-1].stream == one.stream and not one.given_up:
+            found[-1].messages.extend(one.messages)
+        else:
+            found.append(Queued(one.stream, [*one.messages], one.given_up))
+    return found
 
 
 @settings(deadline=None, max_examples=150)
@@ -152,14 +169,16 @@ def played(steps: list[tuple[str, str, float]]) -> list[Queued]:
 )
 def test_streams_see_the_same_together_as_one_after_the_other(steps, cuts, source, **options) -> None:
     options |= {"max_age_ns": 60 * S, "memory": 16}
-    both = [Bench(source, together=together, **options) for together in (True, False)]
+    together, each, singly = (Bench(source, together=together, **options) for together in (True, False, True))
     messages = played(steps)
 
     for n in cuts:
         turn, messages = messages[:n], messages[n:]
-        together, each = (told(bench.run(turn)) for bench in both)
-        assert together == each
-        assert both[0].ledger.snapshot({}, {}, {}) == both[1].ledger.snapshot({}, {}, {})
+        wanted = told(each.run(in_runs(turn)))
+        assert told(together.run(in_runs(turn))) == wanted
+        assert told(singly.run(turn)) == wanted
+        ledgers = [bench.ledger.snapshot({}, {}, {}) for bench in (each, together, singly)]
+        assert ledgers == [ledgers[0]] * 3
 
 
 def test_a_burst_of_samples_is_decoded_at_once_and_a_single_message_by_itself() -> None:
@@ -207,9 +226,10 @@ def test_what_cannot_be_taken_together_is_tried_ever_more_rarely() -> None:
 
 def test_messages_too_many_for_a_turn_are_never_taken_together() -> None:
     bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1), max_windows=5)
-    turn = bench.pipeline.ingest([sample(n) for n in range(9)])
+    turn = bench.pipeline.ingest(in_runs([sample(n) for n in range(9)] + [sample(0, stream="b")]))
 
-    assert (len(turn.messages), len(turn.windows), bench.asked) == (5, 5, [])
+    assert (turn.messages, len(turn.windows), bench.asked) == (in_runs([sample(n) for n in range(5)]), 5, [])
+    assert turn.left_over == [*in_runs([sample(n) for n in range(5, 9)]), sample(0, stream="b")]
     held = WindowSettings(samples=8, hop=1, on_gap="hold")
     careful = Bench(NUMBERED, together=True, window=held, max_windows=32)
     careful.run([sample(n) for n in range(5)])
@@ -233,7 +253,7 @@ def test_stage_columns_hold_every_message_and_every_window(n: int) -> None:
 
     lengths = {stage: len(column) for stage, column in bench.recorder.durations_ns.items()}
     assert lengths == {"queue": n + 1, "decode": n, "window": n, "wait": n, "infer": n, "decide": n}
-    assert bench.recorder.durations_ns["queue"] == [3 * S] * n + [0]
+    assert bench.recorder.durations_ns["queue"] == [0] + [3 * S] * n
 
 
 @pytest.mark.parametrize("n", [1, TOGETHER_FROM])
@@ -247,7 +267,7 @@ def test_a_window_waits_from_its_cut_to_its_run(n: int) -> None:
 
     assert [(r.lat_ms.queue, r.lat_ms.wait, r.lat_ms.infer) for r in turn.results] == [(2000.0, 500.0, 0.0)] * n
     assert bench.recorder.durations_ns["wait"] == [S // 2] * n
-    assert turn.emitted_ns == [(998 * S, int(1004.5 * S))] * n
+    assert (turn.emitted_ns, turn.decided_ns) == ([998 * S] * n, int(1004.5 * S))
 
 
 @pytest.mark.parametrize("n", [1, TOGETHER_FROM])

@@ -49,7 +49,7 @@ class Bench:
         payload = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
         properties = Properties(user=(("n", str(n)),))
         message = Message("t", payload, self.clock.monotonic_ns, qos=1, properties=properties, **fields)
-        return Queued(stream, message)
+        return Queued(stream, [message])
 
     def run(self, *messages: Queued) -> Turn:
         turn = self.pipeline.process(messages)

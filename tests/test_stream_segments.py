@@ -55,7 +55,7 @@ def message(n: int, moving: float, stream: str = "a") -> Queued:
     """Message n of a stream, taken 0.2 n seconds after second 1,000; both rows score as given."""
     still = moving if moving == NOT_A_NUMBER else 1 - moving
     body = {"n": n, "t": 1000 + n / 5, "v": [[still, moving]] * 2}
-    return Queued(stream, Message("t", json.dumps(body).encode(), 0, qos=1))
+    return Queued(stream, [Message("t", json.dumps(body).encode(), 0, qos=1)])
 
 
 def events(*scores: float, **options: object) -> list[Segment]:
@@ -122,9 +122,9 @@ def test_label_and_model_are_those_of_the_peak() -> None:
 
 def test_an_error_is_its_own_peak_score() -> None:
     decider = Decider(DecideSettings(), labels=(), threshold=2.0)
-    decisions = [decider.decide("a", [error], 1) for error in (3.0, 0.5)]
+    alarms = [decider.follow("a", scores, 1) for _, _, scores in decider.decide([[3.0], [0.5]])]
 
-    assert [decision.evidence for decision in decisions] == [3.0, 0.5]
+    assert [alarm.evidence for alarm in alarms] == [3.0, 0.5]
 
 
 def test_a_window_whose_scores_are_no_numbers_neither_ends_an_event_nor_counts() -> None:

@@ -114,7 +114,7 @@ def test_messages_that_follow_are_remembered_together_as_one_after_the_other(ste
         numbers = list(range(at, at + n))
         messages = [message(i, qos=qos) for i in numbers]
         rows = Rows(np.zeros((n, 1), np.float32), numbers if numbered else None)
-        taken = Burst("s", messages, [0] * n, [0] * n, rows)
+        taken = Burst("s", messages, rows)
         if not (skipped and numbered) and many.number >= 0:
             assert many.following(taken) == n
         begin = 0 if many.following(taken) else 1
@@ -136,7 +136,7 @@ def test_a_burst_follows_up_to_the_first_message_that_does_not() -> None:
         subject = tracker()
         subject.see(message(5), 5)
         messages = [message(i, dup=i == dup) for i in range(4)]
-        return subject.following(Burst("s", messages, [0] * 4, [0] * 4, Rows(np.zeros((4, 1), np.float32), seqs)))
+        return subject.following(Burst("s", messages, Rows(np.zeros((4, 1), np.float32), seqs)))
 
     assert [following(seqs) for seqs in ([6, 7, 8, 9], [6, 7, 9, 10], [6, 6, 7, 8], [7, 8, 9, 10])] == [4, 2, 1, 0]
     assert [following(None, dup) for dup in (None, 2, 0)] == [4, 2, 0]

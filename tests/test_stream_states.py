@@ -97,7 +97,7 @@ def test_a_state_that_is_not_finite_costs_its_window_and_is_not_carried_on() -> 
 
 def message(stream: str, number: int, rows: Floats) -> Queued:
     properties = Properties(user=(("n", str(number)),))
-    return Queued(stream, Message("t", rows.astype("<f4").tobytes(), 0, qos=1, properties=properties))
+    return Queued(stream, [Message("t", rows.astype("<f4").tobytes(), 0, qos=1, properties=properties)])
 
 
 def pipeline(path: Path, *, lead_in: int = 0) -> Pipeline:

@@ -109,7 +109,7 @@ def burst(at: int, n: int, *, sensor: bool) -> Burst:
     """Messages whose number, value and time are their position."""
     numbers, received_ns = list(range(at, at + n)), [i * NS // 10 for i in range(at, at + n)]
     rows = Rows(np.array(numbers, np.float32).reshape(n, 1), numbers, received_ns if sensor else None)
-    return Burst("s", [Message("t", b"", at_ns) for at_ns in received_ns], received_ns, [0] * n, rows)
+    return Burst("s", [Message("t", b"", at_ns) for at_ns in received_ns], rows)
 
 
 def push_burst(windower: Windower, taken: Burst) -> list[Window]:
@@ -130,8 +130,8 @@ def test_a_burst_follows_up_to_the_first_pause() -> None:
 
     def following(at: list[int]) -> int:
         taken = burst(0, len(at), sensor=False)
-        rows = Rows(taken.rows.values)
-        return windower.following(Burst("s", taken.messages, [i * NS // 10 for i in at], taken.given_up, rows))
+        messages = [Message("t", b"", i * NS // 10) for i in at]
+        return windower.following(Burst("s", messages, Rows(taken.rows.values)))
 
     assert [following(at) for at in ([0, 1, 2], [0, 1, 30], [0, 30, 31])] == [3, 2, 1]
     push_burst(windower, burst(0, 8, sensor=False))

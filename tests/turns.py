@@ -10,10 +10,10 @@ MS = 1_000_000
 TIMES = StageTimes(queue=0.1, decode=0.2, window=0.3, wait=0.4, infer=0.5, decide=0.6)
 
 
-def turn(*, received_ms: list[int], decided_ms: list[int], pipeline: str = "vibration", stream: str = "press") -> Turn:
+def turn(*, received_ms: list[int], decided_ms: int, pipeline: str = "vibration", stream: str = "press") -> Turn:
     """One result and one window per time of receipt; the result of window i has id "i"."""
     found = Turn(pipeline, [], 0)
-    found.emitted_ns = [(r * MS, d * MS) for r, d in zip(received_ms, decided_ms, strict=True)]
+    found.emitted_ns, found.decided_ns = [received * MS for received in received_ms], decided_ms * MS
     found.windows = [_window(stream, received * MS) for received in received_ms]
     found.results = [_result(pipeline, stream, str(i)) for i in range(len(received_ms))]
     return found

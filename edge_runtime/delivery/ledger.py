@@ -152,8 +152,8 @@ class Ledger:
         turn.results are those to be sent; a result that is not published is in turn.unchanged only.
         """
         pipeline = turn.pipeline
-        for stream, n in tally([stream for stream, _, _ in turn.accepted]).items():
-            self._account(pipeline, stream).accepted += n
+        for accepted in turn.accepted:
+            self._account(pipeline, accepted.stream).accepted += len(accepted.messages)
         for stream, n in turn.duplicates.items():
             self._account(pipeline, stream).duplicates += n
         for (stream, reason), n in turn.dropped.items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 
-from edge_runtime.records import Queued
+from edge_runtime.records import Message, Queued
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,10 +26,12 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Waiting:
-    """The queue of one stream. given_up: messages that gave way since the last one was taken."""
+    """One stream's messages. given_up: messages of it that had to give way right before the first one."""
+
+    __slots__ = ("given_up", "messages")
 
     def __init__(self) -> None:
-        self.messages: deque[Queued] = deque()
+        self.messages: deque[Message] = deque()
         self.given_up = 0
 
 
@@ -52,18 +54,21 @@ class InputQueue:
         self._bytes = 0
 
     def __len__(self) -> int:
+        """Messages that wait."""
         return self._count
 
     def depths(self) -> Mapping[str, int]:
         """Waiting messages per stream."""
-        depths = Counter(queued.stream for queued in self._arrived)
-        depths.update({stream: len(waiting.messages) for stream, waiting in self._serving.items()})
+        depths = Counter({stream: len(waiting.messages) for stream, waiting in self._serving.items()})
+        for queued in self._arrived:
+            depths[queued.stream] += len(queued.messages)
         return depths
 
     def oldest_ns(self) -> int | None:
         """When the message was received that has waited longest; None when none waits."""
         heads = [waiting.messages[0] for waiting in self._serving.values()]
-        return min((queued.message.received_ns for queued in heads + self._arrived[:1]), default=None)
+        heads += [queued.messages[0] for queued in self._arrived[:1]]
+        return min((message.received_ns for message in heads), default=None)
 
     def admits(self, stream: str) -> bool:
         """Whether it is one of the first max_streams that were seen; all that is kept per stream relies on it."""
@@ -73,71 +78,98 @@ class InputQueue:
             self._streams[stream] = _Waiting()
         return True
 
-    def offer(self, batch: list[Queued]) -> list[Queued]:
-        """Put messages of admitted streams in line; those that had to give way, which may be some of them."""
-        count = self._count + len(batch)
-        size = self._bytes + sum([len(queued.message.payload) for queued in batch])
+    def offer(self, batch: list[Queued]) -> list[tuple[str, Message]]:
+        """Put messages of admitted streams in line; (stream, message) of what had to give way, perhaps some of them."""
+        count, size = self._count, self._bytes
+        for queued in batch:
+            count += len(queued.messages)
+            size += _size(queued.messages)
         if count <= self._max and size <= self._max_bytes and not (self._serving or self._owing):
             self._arrived += batch
             self._count, self._bytes = count, size
             return []
         self._deal_out()
-        return [gave_way for queued in batch for gave_way in self._squeeze_in(queued)]
+        return [
+            (queued.stream, gave_way)
+            for queued in batch
+            for message in queued.messages
+            for gave_way in self._squeeze_in(queued.stream, message)
+        ]
 
     def take(self, limit: int) -> list[Queued]:
-        """At most limit messages, each stream in its own order; when that is not all, one of each stream in turn."""
+        """At most limit messages, each stream in its own order; when that is not all, equal shares of the streams."""
         if self._count <= limit and not self._serving:
             taken, self._arrived = self._arrived, []
             self._count = self._bytes = 0
             return taken
         self._deal_out()
-        taken = []
-        while self._serving and len(taken) < limit:
-            stream, waiting = next(iter(self._serving.items()))
-            queued = self._pop(stream, waiting)
-            if stream in self._serving:
-                self._serving[stream] = self._serving.pop(stream)
-            if waiting.given_up:
-                queued = msgspec.structs.replace(queued, given_up=queued.given_up + waiting.given_up)
-                waiting.given_up = 0
-                self._owing.discard(stream)
-            taken.append(queued)
-        return taken
+        runs: dict[str, Queued] = {}
+        while self._serving and limit:
+            share = max(1, limit // len(self._serving))
+            for stream in [*self._serving][:limit]:
+                run = self._take_from(stream, share)
+                limit -= len(run.messages)
+                if stream in runs:
+                    runs[stream].messages.extend(run.messages)
+                else:
+                    runs[stream] = run
+        return list(runs.values())
 
-    def put_back(self, messages: Sequence[Queued]) -> None:
-        """The last messages of a `take`, unused: they are the next of their streams again."""
-        for queued in reversed(messages):
-            self._append(queued, self._streams[queued.stream], left=True)
+    def _take_from(self, stream: str, share: int) -> Queued:
+        """The stream's next messages; it is the last to be served again."""
+        waiting = self._serving.pop(stream)
+        messages = [waiting.messages.popleft() for _ in range(min(share, len(waiting.messages)))]
+        if waiting.messages:
+            self._serving[stream] = waiting
+        given_up, waiting.given_up = waiting.given_up, 0
+        self._owing.discard(stream)
+        self._count -= len(messages)
+        self._bytes -= _size(messages)
+        return Queued(stream, messages, given_up)
+
+    def put_back(self, left_over: Sequence[Queued]) -> None:
+        """What a `take` gave that could not be used: it comes first in the next one, before other streams."""
+        for queued in left_over:
+            waiting = self._streams[queued.stream]
+            waiting.messages.extendleft(reversed(queued.messages))
+            if queued.given_up:
+                waiting.given_up += queued.given_up
+                self._owing.add(queued.stream)
+            self._count += len(queued.messages)
+            self._bytes += _size(queued.messages)
+        streams = dict.fromkeys(queued.stream for queued in left_over)
+        first = {stream: self._streams[stream] for stream in streams}
+        self._serving = first | {stream: waiting for stream, waiting in self._serving.items() if stream not in first}
 
     def _deal_out(self) -> None:
         """From the one list to the queue of each stream."""
         arrived, self._arrived = self._arrived, []
         for queued in arrived:
             waiting = self._streams[queued.stream]
-            waiting.messages.append(queued)
+            waiting.messages += queued.messages
             self._serving[queued.stream] = waiting
 
-    def _squeeze_in(self, queued: Queued) -> list[Queued]:
-        waiting = self._streams[queued.stream]
-        self._append(queued, waiting)
+    def _squeeze_in(self, stream: str, message: Message) -> list[Message]:
+        waiting = self._streams[stream]
+        waiting.messages.append(message)
+        self._serving[stream] = waiting
+        self._count += 1
+        self._bytes += len(message.payload)
         gave_way = []
         while waiting.messages and (len(waiting.messages) > self._max or self._bytes > self._max_bytes):
-            oldest = self._pop(queued.stream, waiting)
-            waiting.given_up += 1 + oldest.given_up
-            self._owing.add(queued.stream)
-            gave_way.append(oldest)
+            gave_way.append(self._pop(stream, waiting))
+            waiting.given_up += 1
+            self._owing.add(stream)
         return gave_way
 
-    def _append(self, queued: Queued, waiting: _Waiting, *, left: bool = False) -> None:
-        (waiting.messages.appendleft if left else waiting.messages.append)(queued)
-        self._serving[queued.stream] = waiting
-        self._count += 1
-        self._bytes += len(queued.message.payload)
-
-    def _pop(self, stream: str, waiting: _Waiting) -> Queued:
-        queued = waiting.messages.popleft()
+    def _pop(self, stream: str, waiting: _Waiting) -> Message:
+        message = waiting.messages.popleft()
         if not waiting.messages:
             del self._serving[stream]
         self._count -= 1
-        self._bytes -= len(queued.message.payload)
-        return queued
+        self._bytes -= len(message.payload)
+        return message
+
+
+def _size(messages: Iterable[Message]) -> int:
+    return sum([len(message.payload) for message in messages])

@@ -6,9 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import msgspec
+import numpy as np
 
 from edge_runtime.model.bundle import Bundle
 from edge_runtime.model.session import CPU, Session, SessionSettings
@@ -90,4 +90,4 @@ def _medians_ms(runs: Sequence[Run], now_ns: Callable[[], int], pause: Callable[
             start_ns = now_ns()
             run()
             own_ns.append(now_ns() - start_ns)
-    return tuple(round(median(own_ns) / 1e6, 4) for own_ns in times_ns)
+    return tuple(round(float(np.median(own_ns)) / 1e6, 4) for own_ns in times_ns)

@@ -100,14 +100,13 @@ class Histogram:
         self._counts: Counts = np.zeros(SLOTS, np.int64) if counts is None else counts
         self.saturated = 0
 
-    def record_all(self, durations_ns: Sequence[int] | Counts) -> None:
-        """Count durations; one outside 0 to 60 s is counted at the nearer bound, and as saturated."""
+    def record_all(self, durations_ns: Sequence[int] | Counts, times: Counts | int = 1) -> None:
+        """Count durations, each so many times; one outside 0 to 60 s at the nearer bound, and as saturated."""
         wanted = np.asarray(durations_ns, np.int64)
         ns = np.minimum(np.maximum(wanted, 0), HIGHEST_NS)
-        self.saturated += int(np.count_nonzero(ns != wanted))
+        self.saturated += int(((ns != wanted) * times).sum())
         shift = np.frexp(ns | _MASK)[1] - _SUB_BITS
-        found = np.bincount((shift << _HALF_BITS) + (ns >> shift) - _OFFSET)
-        self._counts[: len(found)] += found
+        np.add.at(self._counts, (shift << _HALF_BITS) + (ns >> shift) - _OFFSET, times)
 
     @property
     def count(self) -> int:
@@ -191,6 +190,8 @@ class Recorder(Protocol):
 
     def record_all(self, stage: Timed, durations_ns: list[int]) -> None: ...
 
+    def record_share(self, stage: Timed, share_ns: int, n: int) -> None: ...
+
     def written(self, turn: Turn, written_ns: int) -> None: ...
 
 
@@ -199,6 +200,8 @@ class NoRecorder:
 
     def record_all(self, stage: Timed, durations_ns: list[int]) -> None: ...
 
+    def record_share(self, stage: Timed, share_ns: int, n: int) -> None: ...
+
     def written(self, turn: Turn, written_ns: int) -> None: ...
 
 
@@ -206,7 +209,7 @@ class StageRecorder:
     """The stage times of one pipeline: since start, since they were last asked for, and of the interval that runs.
 
     Durations wait, at most about a thousand of a stage, until they are counted together. Memory is fixed: 0.7 MB of
-    counts, of which only what is used is ever touched, and 0.1 MB of waiting durations. One thread records and reads.
+    counts, of which only what is used is ever touched, and 0.2 MB of waiting durations. One thread records and reads.
     misses: results written later than the deadline, since start. recent_misses: those between the last two `recent`.
     negative_transits: messages received before they were sent, which proves a sensor's clock wrong.
     """
@@ -223,6 +226,9 @@ class StageRecorder:
         # Stages with a value per message fill up together; bounds apart let their folding fall on different turns.
         self._pending: dict[Timed, tuple[array[int], int]] = {
             stage: (array("q"), PENDING - _APART * i) for i, stage in enumerate(TIMED)
+        }
+        self._shares: dict[Timed, tuple[array[int], int]] = {
+            stage: (array("q"), most) for stage, (_, most) in self._pending.items()
         }
         self._asked_misses = 0
         self._slowest = Slowest(slowest)
@@ -244,21 +250,25 @@ class StageRecorder:
         if len(pending) >= most:
             self._fold(stage)
 
+    def record_share(self, stage: Timed, share_ns: int, n: int) -> None:
+        """Count a duration n times: of so many messages or windows that each took its share of a whole."""
+        shares, most = self._shares[stage]
+        shares.fromlist([share_ns, n])
+        if len(shares) >= most:
+            self._fold(stage)
+
     def written(self, turn: Turn, written_ns: int) -> None:
         """Time the results of a turn that have left: publish, e2e, the deadline, and whether they are the slowest."""
-        publish_ns, most_publish = self._pending["publish"]
-        e2e_ns, most_e2e = self._pending["e2e"]
+        e2e_ns, most = self._pending["e2e"]
         bar_ns, noteworthy = self._bar_ns, False
-        for received_ns, decided_ns in turn.emitted_ns:
-            publish_ns.append(written_ns - decided_ns)
+        for received_ns in turn.emitted_ns:
             ns = written_ns - received_ns
             e2e_ns.append(ns)
             if ns > bar_ns:
                 noteworthy = True
-        if len(publish_ns) >= most_publish:
-            self._fold("publish")
-        if len(e2e_ns) >= most_e2e:
+        if len(e2e_ns) >= most:
             self._fold("e2e")
+        self.record_share("publish", written_ns - turn.decided_ns, len(turn.emitted_ns))
         if noteworthy:
             self._look_closer(turn, written_ns)
 
@@ -293,7 +303,7 @@ class StageRecorder:
 
     def _look_closer(self, turn: Turn, written_ns: int) -> None:
         """One of its results is late, or among the slowest."""
-        e2e_ns = [written_ns - received_ns for received_ns, _ in turn.emitted_ns]
+        e2e_ns = [written_ns - received_ns for received_ns in turn.emitted_ns]
         self.misses += sum(ns > self._deadline_ns for ns in e2e_ns)
         self._slowest.offer(turn, e2e_ns, written_ns)
         self._bar_ns = min(self._slowest.floor_ns, self._deadline_ns)
@@ -308,6 +318,11 @@ class StageRecorder:
             self._fold(stage)
 
     def _fold(self, stage: Timed) -> None:
+        shares, _ = self._shares[stage]
+        if shares:
+            shares_ns, times = np.frombuffer(shares, np.int64).reshape(-1, 2).T.copy()
+            del shares[:]
+            self._totals[stage].record_all(shares_ns, times)
         pending, _ = self._pending[stage]
         if not pending:
             return

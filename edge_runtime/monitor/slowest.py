@@ -78,11 +78,11 @@ class Slowest:
 
     def offer(self, turn: Turn, e2e_ns: list[int], written_ns: int) -> None:
         """Look at every result of a turn. e2e_ns: per result."""
-        for i, ns in enumerate(e2e_ns):
+        publish_ns = written_ns - turn.decided_ns
+        for result, ns in zip(turn.results, e2e_ns, strict=True):
             if ns > self.floor_ns:
                 self._offered += 1
-                publish_ns = written_ns - turn.emitted_ns[i][1]
-                found = SlowWindow(ns, self._offered, publish_ns, written_ns, len(turn.windows), turn.results[i])
+                found = SlowWindow(ns, self._offered, publish_ns, written_ns, len(turn.windows), result)
                 keep = heapreplace if len(self._kept) == self._most else heappush
                 keep(self._kept, found)
                 self.floor_ns = self._floor_ns()

@@ -64,7 +64,7 @@ class Handed:
             handle = self._in_flight.get(mid)
             if handle is not None and handle.is_published():
                 del self._in_flight[mid]
-                self._queue.answered(mid, reason)
+                self._queue.answered([(mid, reason)])
         self._answers.clear()
 
     def forget(self, *, in_flight: bool) -> None:
@@ -171,6 +171,11 @@ class CallbackTraffic:
         self.pump()
         return token
 
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        for message in messages:
+            self.publish(message)
+        return self._queue.last_token
+
     def pump(self) -> None:
         """Hand paho what the window and the bytes that wait have room for."""
         while self._link.open and self._handed.unwritten_bytes < self._settings.max_unwritten_bytes:
@@ -179,14 +184,14 @@ class CallbackTraffic:
                 return
             size = wire.packet_bytes(entry.message)
             if size > self._packet_limit:
-                self._queue.settle(entry, wire.too_large(size, self._packet_limit))
+                self._queue.fail(entry, wire.too_large(size, self._packet_limit))
                 continue
             try:
                 # With this set, paho makes a reason and properties for every message it writes, QoS 0 too.
                 self._paho.on_publish = self._on_publish if entry.message.qos or self._queue.in_flight else None
                 sent = wire.publish(self._paho, entry.message, self._queue.expiry_s(entry), self._settings)
             except ValueError as error:
-                self._queue.settle(entry, f"cannot be published: {error}")
+                self._queue.fail(entry, f"cannot be published: {error}")
                 continue
             if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
                 self._queue.put_back(entry)

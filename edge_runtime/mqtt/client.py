@@ -24,7 +24,7 @@ from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.subscribing import Subscribing
 from edge_runtime.mqtt.topics import Subscription
 from edge_runtime.mqtt.traffic import Traffic, make_traffic
-from edge_runtime.mqtt.transport import Counters
+from edge_runtime.mqtt.transport import Confirmed, Counters
 from edge_runtime.records import Message, Outgoing
 
 log = logging.getLogger(__name__)
@@ -129,13 +129,18 @@ class MqttClient:
         self._subscribing.give_up(self._link.client if self.connected else None)
 
     def publish(self, message: Outgoing) -> int:
-        if message.qos not in (0, 1):
-            raise ValueError(f"{message.topic}: messages are published at QoS 0 or 1, not {message.qos}")
         if self._phase == "connected":
             return self._traffic.publish(message)
         return self._queue.add(message, connected=False)
 
-    def confirmed(self) -> list[tuple[int, str]]:
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        if self._phase == "connected":
+            return self._traffic.publish_all(messages)
+        for message in messages:
+            self._queue.add(message, connected=False)
+        return self._queue.last_token
+
+    def confirmed(self) -> Confirmed:
         return self._queue.confirmed()
 
     def flush(self) -> None:
@@ -245,7 +250,7 @@ class MqttClient:
         if not self._link.open:
             messages += traffic.rest()
             self._failed(self._outcomes.why(self._link, connected=self.connected))
-        elif self._phase == "connected":
+        elif self._queue.waits and self._phase == "connected":
             traffic.pump()
         return messages
 

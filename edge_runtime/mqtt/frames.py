@@ -1,4 +1,4 @@
-"""MQTT frames of the lane: PUBLISH and PUBACK cut out of the bytes read, and built. Pure: knows no socket.
+"""MQTT frames of the lane: PUBLISH and PUBACK cut out of the bytes read. Pure: knows no socket.
 
 MQTT 3.1.1, sections 2, 3.3 and 3.4; MQTT 5.0, sections 1.5, 2, 3.3 and 3.4.
 """
@@ -6,16 +6,13 @@ MQTT 3.1.1, sections 2, 3.3 and 3.4; MQTT 5.0, sections 1.5, 2, 3.3 and 3.4.
 from __future__ import annotations
 
 import logging
-import struct
-from collections.abc import Callable, Container, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Container
 from typing import Any
 
 import msgspec
 
-from edge_runtime.mqtt.settings import MAX_PACKET_BYTES
-from edge_runtime.mqtt.topics import INVALID_TOPIC, check_topic
-from edge_runtime.records import NO_PROPERTIES, Message, Outgoing, Properties
+from edge_runtime.mqtt.topics import INVALID_TOPIC
+from edge_runtime.records import NO_PROPERTIES, Message, Properties
 
 log = logging.getLogger(__name__)
 PUBLISH, PUBACK, DUP, QOS_3 = 0x30, 0x40, 0x08, 0x06
@@ -23,14 +20,12 @@ PAYLOAD_FORMAT, EXPIRY, CONTENT_TYPE, RESPONSE_TOPIC, CORRELATION_DATA = 0x01, 0
 SUBSCRIPTION_ID, TOPIC_ALIAS, USER = 0x0B, 0x23, 0x26
 MAX_CACHED_HEADS = 4_096
 MAX_CACHED_BYTES = 256
-MAX_FIELD_BYTES = 65_535
 TRUNCATED = "PUBLISH: its fields reach beyond its end"
 
 # First byte of a PUBLISH at QoS 0 or 1 to (qos, retain, dup); None for every other frame.
 _FLAGS: list[tuple[int, bool, bool] | None] = [
     (first >> 1 & 3, bool(first & 1), bool(first & DUP)) if first & 0xF4 == PUBLISH else None for first in range(256)
 ]
-_start = struct.Struct("!BBB").pack
 
 
 class Cut(msgspec.Struct):
@@ -88,7 +83,8 @@ class FrameCutter:
             fault = error if isinstance(error, FrameError) else FrameError(TRUNCATED)
             fault.before = found
             raise fault from None
-        found.control = b"".join(control)
+        if control:
+            found.control = b"".join(control)
         if at < len(chunk):
             self._held += chunk[at:]
             self._wanted = wanted
@@ -113,6 +109,7 @@ class FrameCutter:
         append, heads, five = found.messages.append, self._heads, self._five
         epoch, limit = self._epoch, self._max_packet_bytes
         at, size = 0, len(chunk)
+        sure = size if size <= limit else 0  # a frame that ends up to here is whole and not too large
         last = size - 3 if chunk[-1] > 127 else size - 2  # where a frame can begin at the latest to show its length
         while at <= last:
             first, length, start = chunk[at], chunk[at + 1], at + 2
@@ -122,35 +119,48 @@ class FrameCutter:
                 if length > 16_383:
                     length, start = _varint(chunk, at + 1, size)
             end = start + length
-            if end - at > limit:
-                if wanted := self._too_large(chunk, at, start, end):
-                    return at, wanted
-                at += self._step_over(size - at, received_ns, found.messages)
-                continue
-            if end > size:
-                return at, end - at
-            begin, at, flags = at, end, _FLAGS[first]
-            if flags is None:
-                if self._is_control(first, chunk[start:end], in_flight, found.answers):
-                    control.append(chunk[begin:end])
-                continue
-            qos, retain, dup = flags
-            topic_end = rest = start + 2 + (chunk[start] << 8 | chunk[start + 1])
-            mid = 0
-            if qos:
-                mid = chunk[rest] << 8 | chunk[rest + 1]
-                rest += 2
-            if five:
-                length, rest = chunk[rest], rest + 1
-                if length > 127:
-                    length, rest = _varint(chunk, rest - 1, end)
-                rest += length
-            if rest > end or (qos and not mid):
-                raise FrameError(TRUNCATED if rest > end else "PUBLISH: packet id 0")
-            head = chunk[start:topic_end] + chunk[topic_end + 2 : rest] if qos else chunk[start:rest]
-            topic, properties = heads.get(head) or self._read(head)
-            append(Message(topic, chunk[rest:end], received_ns, qos, mid, retain, dup, properties, epoch))
+            if end > sure:
+                if end - at > limit:
+                    if wanted := self._too_large(chunk, at, start, end):
+                        return at, wanted
+                    at += self._step_over(size - at, received_ns, found.messages)
+                    continue
+                if end > size:
+                    return at, end - at
+            begin, at = at, end
+            if first == PUBLISH:  # a guess, right for nearly all: a head that is known ends nowhere else
+                rest = start + 2 + chunk[start + 1]
+                if five:
+                    rest += 1 + chunk[rest]
+                known = heads.get(chunk[start:rest])
+                if known is not None and rest <= end:
+                    append(Message(known[0], chunk[rest:end], received_ns, 0, 0, False, False, known[1], epoch))
+                    continue
+            flags = _FLAGS[first]
+            if flags is not None:
+                append(self._publish(chunk, flags, start, end, received_ns))
+            elif self._is_control(first, chunk[start:end], in_flight, found.answers):
+                control.append(chunk[begin:end])
         return at, size - at + 1
+
+    def _publish(self, chunk: bytes, flags: tuple[int, bool, bool], start: int, end: int, received_ns: int) -> Message:
+        """A PUBLISH at QoS 0 or 1. Raises FrameError, or IndexError when it claims fields beyond the chunk."""
+        qos, retain, dup = flags
+        topic_end = rest = start + 2 + (chunk[start] << 8 | chunk[start + 1])
+        mid = 0
+        if qos:
+            mid = chunk[rest] << 8 | chunk[rest + 1]
+            rest += 2
+        if self._five:
+            length, rest = chunk[rest], rest + 1
+            if length > 127:
+                length, rest = _varint(chunk, rest - 1, end)
+            rest += length
+        if rest > end or (qos and not mid):
+            raise FrameError(TRUNCATED if rest > end else "PUBLISH: packet id 0")
+        head = chunk[start:topic_end] + chunk[topic_end + 2 : rest] if qos else chunk[start:rest]
+        topic, properties = self._heads.get(head) or self._read(head)
+        return Message(topic, chunk[rest:end], received_ns, qos, mid, retain, dup, properties, self._epoch)
 
     def _too_large(self, chunk: bytes, at: int, start: int, end: int) -> int:
         """Read the head of a message that is to be stepped over; how many bytes of it that takes, 0 when it is done.
@@ -188,6 +198,9 @@ class FrameCutter:
             if first & 0xF6 == PUBLISH | QOS_3:
                 raise FrameError("PUBLISH: QoS 3")
             return True
+        if first == PUBACK and len(body) == 2 and (mid := body[0] << 8 | body[1]) in in_flight:
+            answers.append((mid, 0))
+            return False
         mid, code = _puback(first, body, five=self._five)
         if mid not in in_flight:
             return True
@@ -318,82 +331,3 @@ def _properties(raw: bytes) -> Properties:
         elif name:
             single[name] = value
     return Properties(user=tuple(user), **single)
-
-
-def publish_frame(message: Outgoing, *, mid: int, dup: bool, expiry_s: int | None, five: bool) -> bytes:
-    """A PUBLISH at QoS 0 or 1. Raises ValueError for what MQTT cannot carry.
-
-    mid: 1 to 65535 at QoS 1; not written at QoS 0. expiry_s: what is left of the message's expiry.
-    """
-    qos, payload = message.qos, message.payload
-    if message.user or message.response_topic or message.correlation_data:
-        head = _build_head(message, expiry_s, five=five)
-    else:
-        head = _head(message.topic, qos, message.retain, message.content_type, expiry_s, five)
-    first, topic, properties, length = head
-    length += len(payload)
-    if dup:
-        first |= DUP
-    start = _start(first, length & 127 | 128, length >> 7) if 127 < length < 16_384 else _frame_start(first, length)
-    if qos:
-        return b"".join((start, topic, mid.to_bytes(2, "big"), properties, payload))
-    return b"".join((start, topic, properties, payload))
-
-
-@lru_cache(maxsize=MAX_CACHED_HEADS)
-def _head(  # noqa: PLR0917  keywords would double what a look-up costs
-    topic: str, qos: int, retain: bool, content_type: str, expiry_s: int | None, five: bool
-) -> tuple[int, bytes, bytes, int]:
-    return _build_head(Outgoing(topic, b"", qos, retain, content_type), expiry_s, five=five)
-
-
-def _build_head(message: Outgoing, expiry_s: int | None, *, five: bool) -> tuple[int, bytes, bytes, int]:
-    """First byte, topic, properties, and the bytes of all that stands between the length and the payload."""
-    if message.qos not in (0, 1):
-        raise ValueError(f"{message.topic}: frames are built at QoS 0 or 1, not {message.qos}")
-    check_topic(message.topic)
-    topic = _counted(message.topic.encode())
-    properties = b""
-    if five:
-        properties = _encode_properties(message, expiry_s)
-        properties = _encode_varint(len(properties)) + properties
-    length = len(topic) + len(properties) + (2 if message.qos else 0)
-    return PUBLISH | message.qos << 1 | message.retain, topic, properties, length
-
-
-def _encode_properties(message: Outgoing, expiry_s: int | None) -> bytes:
-    parts = [b"" if expiry_s is None else bytes((EXPIRY,)) + expiry_s.to_bytes(4, "big")]
-    fields = (
-        (CONTENT_TYPE, message.content_type.encode()),
-        (RESPONSE_TOPIC, message.response_topic.encode()),
-        (CORRELATION_DATA, message.correlation_data),
-    )
-    parts += [bytes((kind,)) + _counted(content) for kind, content in fields if content]
-    parts += [bytes((USER,)) + _counted(name.encode()) + _counted(value.encode()) for name, value in message.user]
-    return b"".join(parts)
-
-
-def _counted(content: bytes) -> bytes:
-    if len(content) > MAX_FIELD_BYTES:
-        raise ValueError(f"a field of {len(content)} bytes; MQTT allows {MAX_FIELD_BYTES}")
-    return len(content).to_bytes(2, "big") + content
-
-
-def _frame_start(first: int, length: int) -> bytes:
-    if length > MAX_PACKET_BYTES:
-        raise ValueError(f"a packet of {length} bytes; MQTT allows {MAX_PACKET_BYTES}")
-    return bytes((first,)) + _encode_varint(length)
-
-
-def _encode_varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def puback_frames(mids: Sequence[int]) -> bytes:
-    """One PUBACK without a reason for each packet id, in their order."""
-    return b"".join([(PUBACK << 24 | 2 << 16 | mid).to_bytes(4, "big") for mid in mids])

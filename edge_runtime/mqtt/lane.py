@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from paho.mqtt import client as paho
 
 from edge_runtime.mqtt import wire
-from edge_runtime.mqtt.frames import FrameCutter, FrameError, puback_frames, publish_frame
+from edge_runtime.mqtt.encode import puback_frames, publish_frame, publish_frames
+from edge_runtime.mqtt.frames import FrameCutter, FrameError
 from edge_runtime.mqtt.lane_socket import LaneClient, LaneSocket, on_register_write
 from edge_runtime.mqtt.link import Link
 from edge_runtime.mqtt.sending import Entry, SendQueue
@@ -73,19 +74,16 @@ class LaneTraffic:
         self._packet_limit = min(limits.maximum_packet_bytes, self._settings.maximum_packet_bytes)
         if not session_present or len(self._queue.in_flight) > window:
             self._queue.send_anew()
-        for mid, entry in [*self._queue.in_flight.items()]:
-            expiry_s = self._queue.expiry_s(entry)
-            frame = publish_frame(entry.message, mid=mid, dup=True, expiry_s=expiry_s, five=self._five)
-            if len(frame) > self._packet_limit:
-                self._queue.answered(mid, wire.too_large(len(frame), self._packet_limit))
-            else:
-                self._lane.put(frame)
-                self._ends.append((self._lane.queued, entry))
         self._queue.resumed()
+        self._queue.again.extend(self._queue.in_flight)
+        self._send_again()
 
     def lost(self) -> None:
         """A frame that was cut off, in or out, is forgotten; the messages it belongs to come, or go, again."""
         self._note_written()
+        if self._ends and self._ends[0][1].ahead:
+            self._part_first_end()
+            self._note_written()
         self._ends.clear()
         self._heard = self.more = False
         self._queue.disconnected()
@@ -95,14 +93,18 @@ class LaneTraffic:
         lane = self._lane
         if not self._held:
             count = lane.read_into(self._buffer)
+            if lane.write_needs_input:
+                lane.write()
             if count:
                 self._heard = True
                 self._quick_ack()
                 self._held = self._take(bytes(self._buffer[:count]))
             elif lane.ended:
                 self._let_paho_end()
-        messages, self._held = self._held[:MAX_MESSAGES], self._held[MAX_MESSAGES:]
-        self.more = bool(self._held) or lane.hides_input
+        messages, self._held = self._held, []
+        if len(messages) > MAX_MESSAGES:
+            messages, self._held = messages[:MAX_MESSAGES], messages[MAX_MESSAGES:]
+        self.more = lane.hides_input or bool(self._held)
         return messages
 
     def rest(self) -> list[Message]:
@@ -119,7 +121,8 @@ class LaneTraffic:
 
     def wants_write(self) -> bool:
         lane = self._lane
-        return lane.called or (lane.sent < lane.queued and not lane.mute)
+        waits = lane.sent < lane.queued and not (lane.mute or lane.write_needs_input)
+        return waits or lane.called or lane.read_needs_room
 
     def write(self) -> None:
         lane = self._lane
@@ -133,15 +136,16 @@ class LaneTraffic:
 
     def flush(self) -> None:
         self.write()
-        self.pump()
+        if self._queue.waits:
+            self.pump()
 
     def acknowledge(self, mids: Sequence[int]) -> None:
         self._lane.put(puback_frames([mid for mid in mids if mid]))
 
     def publish(self, message: Outgoing) -> int:
-        lane, queue = self._lane, self._queue
+        lane, queue, qos = self._lane, self._queue, message.qos
         if lane.queued - lane.sent < self._max_unwritten_bytes and (
-            not message.qos or len(queue.in_flight) < self._window
+            not qos or (qos == 1 and len(queue.in_flight) < self._window)
         ):
             entry = queue.pass_by(message)
             if entry is not None:
@@ -151,8 +155,55 @@ class LaneTraffic:
         self.pump()
         return token
 
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        if len(messages) > 1:
+            messages = messages[self._send_together(messages) :]
+        for message in messages:
+            self.publish(message)
+        return self._queue.last_token
+
+    def _send_together(self, messages: Sequence[Outgoing]) -> int:
+        """Send the first messages, as many as the window has room for, past the empty queue; how many.
+
+        None when one is not like the others, or there is no room for all of their bytes: each is to go by itself then.
+        """
+        lane, queue, qos = self._lane, self._queue, messages[0].qos
+        if qos:
+            messages = messages[: self._window - len(queue.in_flight)]
+        if queue.waits or not messages:
+            return 0
+        mids = self._next_mids(len(messages)) if qos else ()
+        try:
+            frames = publish_frames(messages, mids, limit=self._packet_limit, five=self._five)
+        except ValueError:
+            return 0
+        if lane.queued - lane.sent + len(frames) > self._max_unwritten_bytes:
+            return 0
+        lane.put(frames)
+        entry = queue.pass_in_flight(messages, mids, self._read_ns) if qos else queue.pass_unwritten(messages)
+        self._ends.append((lane.queued, entry))
+        return len(messages)
+
+    def _send_again(self) -> None:
+        """What is in flight since the connection before, under the old packet ids, as far as there is room."""
+        lane, queue = self._lane, self._queue
+        while queue.again and lane.queued - lane.sent < self._max_unwritten_bytes:
+            mid = queue.again.popleft()
+            entry = queue.in_flight.get(mid)
+            if entry is None:
+                continue
+            frame = publish_frame(entry.message, mid=mid, dup=True, expiry_s=queue.expiry_s(entry), five=self._five)
+            if len(frame) > self._packet_limit:
+                queue.answered([(mid, wire.too_large(len(frame), self._packet_limit))])
+            else:
+                lane.put(frame)
+                entry.sent_ns = self._read_ns
+                self._ends.append((lane.queued, entry))
+
     def pump(self) -> None:
         lane, queue = self._lane, self._queue
+        if queue.again:
+            self._send_again()
         while queue.waits and lane.queued - lane.sent < self._max_unwritten_bytes:
             entry = queue.take(self._window)
             if entry is None:
@@ -162,12 +213,12 @@ class LaneTraffic:
     def _send(self, entry: Entry, expiry_s: int | None) -> None:
         message, mid = entry.message, self._next_mid() if entry.message.qos else 0
         try:
-            frame = publish_frame(message, mid=mid, dup=False, expiry_s=expiry_s, five=self._five)
+            frame = publish_frame(message, mid, False, expiry_s, self._five)
         except ValueError as error:
-            self._queue.settle(entry, f"cannot be published: {error}")
+            self._queue.fail(entry, f"cannot be published: {error}")
             return
         if len(frame) > self._packet_limit:
-            self._queue.settle(entry, wire.too_large(len(frame), self._packet_limit))
+            self._queue.fail(entry, wire.too_large(len(frame), self._packet_limit))
             return
         lane = self._lane
         lane.put(frame)
@@ -177,6 +228,13 @@ class LaneTraffic:
         else:
             self._queue.unwritten.append(entry)
         self._ends.append((lane.queued, entry))
+
+    def _next_mids(self, count: int) -> Sequence[int]:
+        mids = range(self._mid + 1, self._mid + 1 + count)
+        if mids[-1] > LAST_MID or not self._queue.in_flight.keys().isdisjoint(mids):
+            return [self._next_mid() for _ in range(count)]
+        self._mid = mids[-1]
+        return mids
 
     def _next_mid(self) -> int:
         """The next packet id that is free; paho's own stay below FIRST_MID, as it takes two a connection at most."""
@@ -189,7 +247,7 @@ class LaneTraffic:
 
     def _note_written(self) -> None:
         lane = self._lane
-        if lane.sent == lane.queued and self._window:
+        if lane.sent == lane.queued and self._window and not self._queue.again:
             self._ends.clear()
             self._queue.all_left()
             return
@@ -200,6 +258,13 @@ class LaneTraffic:
             else:
                 self._queue.left(1)
 
+    def _part_first_end(self) -> None:
+        """Of messages of QoS 0 that were put together some may have left: from now on each is by itself."""
+        end, _ = self._ends.popleft()
+        for entry in reversed(self._queue.part()):
+            self._ends.appendleft((end, entry))
+            end -= len(publish_frame(entry.message, mid=0, dup=False, expiry_s=None, five=self._five))
+
     def _take(self, chunk: bytes) -> list[Message]:
         try:
             cut = self._cutter.cut(chunk, self._read_ns, self._queue.in_flight)
@@ -207,8 +272,8 @@ class LaneTraffic:
             self._link.problem = f"the broker sent what is not MQTT: {error}"
             cut = error.before
             self._lane.end()
-        for mid, code in cut.answers:
-            self._queue.answered(mid, wire.refusal(code))
+        if cut.answers:
+            self._queue.answered([(mid, wire.refusal(code) if code else "") for mid, code in cut.answers])
         if not cut.control and not self._lane.ended:
             return cut.messages
         self._lane.control += cut.control

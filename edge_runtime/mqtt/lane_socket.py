@@ -23,13 +23,15 @@ class LaneSocket:
     control: whole frames for paho. queued, sent: bytes put into the output and written, since the connection began.
     called: paho has packets to send. hides_input: OpenSSL holds more than the last read had room for, where select
     cannot see it. mute: nothing more can be written, and what is put is dropped; what the peer has sent before it
-    closed is still to be read. ended: nothing more will be read; paho finds that out in recv.
+    closed is still to be read. ended: nothing more will be read; paho finds that out in recv. read_needs_room: TLS
+    cannot read before it has written. write_needs_input: it cannot write before it has read; write again after that.
     """
 
     def __init__(self, sock: socket.socket, *, flush_timeout_s: float) -> None:
         self.control = bytearray()
         self.queued = self.sent = 0
         self.called = self.hides_input = self.mute = self.ended = False
+        self.read_needs_room = self.write_needs_input = False
         self._sock = sock
         self._hidden: Callable[[], int] | None = getattr(sock, "pending", None)
         self._flush_timeout_s = flush_timeout_s
@@ -86,6 +88,7 @@ class LaneSocket:
 
     def write(self) -> None:
         """Send in one go as much as the socket takes."""
+        self.write_needs_input = False
         while self.sent < self.queued and not self.mute:
             output = self._rest
             if not output:
@@ -93,8 +96,9 @@ class LaneSocket:
                 self._frames.clear()
             try:
                 count = self._sock.send(output)
-            except BLOCKED:
+            except BLOCKED as blocked:
                 self._rest = output
+                self.write_needs_input = isinstance(blocked, ssl.SSLWantReadError)
                 return
             except (ConnectionError, ssl.SSLError) as error:
                 self._fall_silent(error)
@@ -117,7 +121,7 @@ class LaneSocket:
     def read_into(self, buffer: memoryview) -> int:
         """Read once, over TLS record by record until there is no more; how many bytes came."""
         count = 0
-        self.hides_input = False
+        self.hides_input = self.read_needs_room = False
         try:
             while count < len(buffer):
                 size = self._sock.recv_into(buffer[count:])
@@ -127,8 +131,8 @@ class LaneSocket:
                 if not size or self._hidden is None:
                     return count
             self.hides_input = self._hidden is not None and self._hidden() > 0
-        except BLOCKED:
-            pass
+        except BLOCKED as blocked:
+            self.read_needs_room = isinstance(blocked, ssl.SSLWantWriteError)
         except OSError as error:
             self.end(error)
         return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -57,6 +58,17 @@ class _Allowance:
         return True
 
 
+class _ResultTopics(dict[str, str]):
+    """Topics of a pipeline's results, by stream: one not yet known is built and remembered."""
+
+    def __init__(self, tree: Tree, pipeline: str) -> None:
+        self._tree, self._pipeline = tree, pipeline
+
+    def __missing__(self, stream: str) -> str:
+        topic = self[stream] = self._tree.out(self._pipeline, stream)
+        return topic
+
+
 class Publications:
     """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name.
 
@@ -66,17 +78,16 @@ class Publications:
     def __init__(self, tree: Tree, *, result_qos: dict[str, int], dead_letters: DeadLetterSettings) -> None:
         self._tree = tree
         self.result_qos = result_qos
-        self._result_topics: dict[tuple[str, str], str] = {}
+        self._result_topics = {pipeline: _ResultTopics(tree, pipeline) for pipeline in result_qos}
         self._dead_letters = dead_letters
         self._allowances: dict[str, _Allowance] = {}
         self._encode = msgspec.json.Encoder().encode
 
-    def result(self, result: Result) -> Outgoing:
-        key = result.pipeline, result.stream
-        topic = self._result_topics.get(key)
-        if topic is None:
-            topic = self._result_topics[key] = self._tree.out(*key)
-        return Outgoing(topic, self._encode(result), self.result_qos[result.pipeline], False, JSON)
+    def results(self, results: Sequence[Result]) -> list[Outgoing]:
+        """One document each. results: of one pipeline, at least one."""
+        pipeline = results[0].pipeline
+        topics, qos, encode = self._result_topics[pipeline], self.result_qos[pipeline], self._encode
+        return [Outgoing(topics[result.stream], encode(result), qos, False, JSON) for result in results]
 
     def state_change(self, pipeline: str, change: StateChange) -> Outgoing:
         topic = self._tree.state(pipeline, change.stream)

@@ -59,6 +59,9 @@ class Traffic(Writer, Protocol):
     def publish(self, message: Outgoing) -> int:
         """Hand the message over, or queue it where there is no room for it now; its token."""
 
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        """The same with several, in order; the last one's token."""
+
     def pump(self) -> None:
         """Hand over what waits, as far as there is room."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,16 @@ class Counters(msgspec.Struct):
     refused: int = 0
     sessions_lost: int = 0
     filters_refused: int = 0
+
+
+class Confirmed(NamedTuple):
+    """Tokens of the messages whose fate is known, each exactly once. failed: with why.
+
+    QoS 1 is delivered with the broker's PUBACK, QoS 0 when it was written to the socket.
+    """
+
+    delivered: list[int]
+    failed: list[tuple[int, str]]
 
 
 class Client(Protocol):
@@ -62,8 +72,10 @@ class Client(Protocol):
         """Begin to connect; poll sees it through, and tries again."""
 
     def poll(self, timeout_s: float) -> list[Message]:
-        """Do what is due (connect, keep alive, write what was left) and take what one read, or about 64 messages, held.
+        """Do what is due (connect, keep alive, write what was left), and take what came.
 
+        That is what one read held, about MAX_MESSAGES of it; more says that there is more. When the connection has
+        ended, it is all that had come before.
         timeout_s: how long to wait when there is nothing to do; 0 never waits.
         """
 
@@ -79,11 +91,11 @@ class Client(Protocol):
     def publish(self, message: Outgoing) -> int:
         """Hand over one message of QoS 0 or 1; its token comes back from confirmed exactly once."""
 
-    def confirmed(self) -> list[tuple[int, str]]:
-        """(token, reason) of the messages whose fate is known: "" for success, else why it was not delivered.
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        """Hand over messages, at least one, in order; the token of the last one, theirs are consecutive."""
 
-        QoS 1 succeeds with the broker's PUBACK, QoS 0 when it was written to the socket.
-        """
+    def confirmed(self) -> Confirmed:
+        """Whose fate became known since the last call; in each list in the order in which it did."""
 
     @property
     def written(self) -> int:

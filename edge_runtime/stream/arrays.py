@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -72,7 +71,7 @@ def json_reader() -> str:
     """Name and version of what reads long lists in JSON here."""
     if load_simdjson() is None:
         return f"msgspec {msgspec.__version__}"
-    return f"pysimdjson {metadata.version('pysimdjson')}"
+    return f"simdjson {importlib.import_module('csimdjson').VERSION}"
 
 
 def load_simdjson() -> ModuleType | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
 from edge_runtime.records import AlarmState
 
-NORMAL, ANOMALY = "normal", "anomaly"
+NORMAL, ANOMALY, ERROR = "normal", "anomaly", "error"
 MAX_ALARM_WINDOWS = 64
 QUIET = AlarmState()
 
@@ -30,23 +31,27 @@ class DecideSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALARM_WINDOWS)] = 1
 
 
-class Decision(msgspec.Struct, frozen=True, gc=False):
-    """What one window was decided to be.
+Decision = tuple[str, float, dict[str, float]]
+"""What one window was decided to be: its label, the score of that, and all its scores by label."""
 
-    scores: per label. alarm: None where no alarm is configured. changed: it went on or off, or was never told.
-    evidence: what spoke for the alarm: the score of its label, 1 minus that for "not LABEL", or the error.
+
+class Alarm(msgspec.Struct, frozen=True, gc=False):
+    """The alarm of a stream after a window.
+
+    changed: it went on or off, or was never told. evidence: what spoke for it in this window: the score of its label,
+    1 minus that for "not LABEL", or the error.
     """
 
-    label: str
-    score: float
-    scores: dict[str, float]
-    alarm: AlarmState | None
-    changed: bool = False
-    evidence: float = 0.0
+    state: AlarmState
+    changed: bool
+    evidence: float
 
 
 class Decider:
-    """Labels and alarms of one pipeline; owns the alarm state of each stream."""
+    """Labels and alarms of one pipeline; owns the alarm state of each stream.
+
+    has_alarm: one is configured, or the score is a reconstruction error.
+    """
 
     def __init__(self, settings: DecideSettings, *, labels: tuple[str, ...], threshold: float | None = None) -> None:
         """labels: one per score; none means that the score is a reconstruction error, judged by the threshold.
@@ -59,29 +64,33 @@ class Decider:
         self._k, self._window_mask = settings.k, (1 << settings.n) - 1
         if settings.k > settings.n:
             raise ValueError(f"k = {settings.k} of n = {settings.n} windows; k must be at most n")
-        self._on_at, self._alarm_index, self._negated = _alarm_rule(settings, labels, threshold)
+        self._on_at, self._alarm_name, self._negated = _alarm_rule(settings, labels, threshold)
         self._off_below = settings.release if settings.release is not None else self._on_at
         if self._off_below > self._on_at:
             raise ValueError(f"release = {self._off_below} lies above score = {self._on_at}")
-        self._has_alarm = not labels or bool(settings.alarm_on)
+        self.has_alarm = not labels or bool(settings.alarm_on)
 
-    def decide(self, stream: str, row: list[float], t_unix_ns: int) -> Decision:
-        """Decide one window. row: its scores. t_unix_ns: its end, the time an alarm is said to begin or end."""
-        labels = self._labels
-        if len(row) != self._width:
-            raise ValueError(f"{len(row)} scores, wanted {self._width}")
-        score = max(row)
-        if labels:
-            label, scores = labels[row.index(score)], dict(zip(labels, row))  # noqa: B905  as long, by the check above
-        else:
-            label, scores = ANOMALY if score >= self._on_at else NORMAL, {"error": score}
-        if not self._has_alarm:
-            return Decision(label, score, scores, None)
-        at_alarm = row[self._alarm_index]
+    def decide(self, rows: Sequence[Sequence[float]]) -> list[Decision]:
+        """Label windows. rows: of each its scores, one a label, or its reconstruction error; all finite."""
+        labels, decisions = self._labels, []
+        for row in rows:
+            if len(row) != self._width:
+                raise ValueError(f"{len(row)} scores, wanted {self._width}")
+            score = max(row)
+            if labels:
+                label, scores = labels[row.index(score)], dict(zip(labels, row))  # noqa: B905  as long, as checked
+            else:
+                label, scores = ANOMALY if score >= self._on_at else NORMAL, {ERROR: score}
+            decisions.append((label, score, scores))
+        return decisions
+
+    def follow(self, stream: str, scores: dict[str, float], t_unix_ns: int) -> Alarm:
+        """Take a window into its stream's alarm. t_unix_ns: its end, the time an alarm is said to begin or end."""
+        at_alarm = scores[self._alarm_name]
         evidence = 1.0 - at_alarm if self._negated else at_alarm
         before = self.alarms.get(stream)
-        alarm = self.alarms[stream] = self._step(before or QUIET, evidence, t_unix_ns)
-        return Decision(label, score, scores, alarm, before is None or alarm.on != before.on, evidence)
+        state = self.alarms[stream] = self._step(before or QUIET, evidence, t_unix_ns)
+        return Alarm(state, before is None or state.on != before.on, evidence)
 
     def _step(self, before: AlarmState, evidence: float, t_unix_ns: int) -> AlarmState:
         on_bits = (before.on_bits << 1 | (evidence >= self._on_at)) & self._window_mask
@@ -92,18 +101,18 @@ class Decider:
         return AlarmState(on, on_bits, off_bits, before.since_unix_ns or t_unix_ns)
 
 
-def _alarm_rule(settings: DecideSettings, labels: tuple[str, ...], threshold: float | None) -> tuple[float, int, bool]:
-    """Score that speaks for the alarm, index of its label, whether the label is negated."""
+def _alarm_rule(settings: DecideSettings, labels: tuple[str, ...], threshold: float | None) -> tuple[float, str, bool]:
+    """Score that speaks for the alarm, its label, whether the label is negated."""
     if not labels:
         if settings.alarm_on:
             raise ValueError(f"alarm_on = {settings.alarm_on!r}: the model has no labels, only a reconstruction error")
         limit = settings.score if settings.score is not None else threshold
         if limit is None:
             raise ValueError("a reconstruction error needs a threshold: give score, the bundle has none")
-        return limit, 0, False
+        return limit, ERROR, False
     negated = settings.alarm_on.startswith("not ") and settings.alarm_on not in labels
     label = settings.alarm_on.removeprefix("not ") if negated else settings.alarm_on
     if label and label not in labels:
         raise ValueError(f"alarm_on = {settings.alarm_on!r}: the model has the labels {list(labels)}")
     score = settings.score if settings.score is not None else 0.5
-    return score, labels.index(label) if label else 0, negated
+    return score, label, negated

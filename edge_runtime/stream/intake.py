@@ -7,13 +7,24 @@ all others go one after the other. Both give each stream the same windows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from edge_runtime.errors import DecodeError
-from edge_runtime.records import DeadLetter, InputSpec, Message, Queued, Rows, Samples, Stage, Turn, Window
-from edge_runtime.stream.bursts import Burst, by_stream
+from edge_runtime.records import (
+    Accepted,
+    DeadLetter,
+    InputSpec,
+    Message,
+    Queued,
+    Rows,
+    Samples,
+    Stage,
+    Turn,
+    Window,
+)
+from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer
 from edge_runtime.stream.rows import RowsDecoder
@@ -54,6 +65,7 @@ class Intake:
         decode: Decoder,
         decode_rows: RowsDecoder | None,
         record_all: Callable[[Stage, list[int]], None],
+        record_share: Callable[[Stage, int, int], None],
         ledger: Ledger,
         run_id: str,
         memory: int,
@@ -66,46 +78,78 @@ class Intake:
         self.transit = False
         self._pipeline, self._spec, self._window = pipeline, spec, window
         self._decode, self._decode_rows = decode, decode_rows or _no_rows
-        self._record_all, self._ledger, self._now_ns = record_all, ledger, now_ns
+        self._record_all, self._record_share = record_all, record_share
+        self._ledger, self._now_ns = ledger, now_ns
         self._run_id, self._memory = run_id, memory
         self._max_windows, self._max_age_ns = max_windows, max_age_ns or sys.maxsize
         self._most_together = min(max_windows // most_windows_per_sample(window), MOST_ROWS) if decode_rows else 0
         self._apart = self._apart_next = 0
         self._transit_ns: list[int] = []
 
-    def take(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
+    def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
         """Take in messages until the turn is full. offset_ns: wall clock minus monotonic clock."""
-        several = TOGETHER_FROM <= len(messages) <= self._most_together
-        if not (several and self._take_together(turn, messages, buffer, offset_ns)):
-            self._take_each(turn, messages, buffer, offset_ns)
+        runs, owed = self._without_stale(turn, runs)
+        n = sum([len(run.messages) for run in runs])
+        several = TOGETHER_FROM <= n <= self._most_together
+        if not (several and self._take_together(turn, runs, buffer, offset_ns)):
+            self._take_each(turn, runs, buffer, offset_ns)
+        for stream, given_up in owed.items():
+            self._stream(stream).given_up += given_up
         marks = turn.marks
-        for stream, _, _ in turn.accepted:
-            if stream not in marks:
-                marks[stream] = self.streams[stream].sequence.mark
+        for accepted in turn.accepted:
+            if accepted.stream not in marks:
+                marks[accepted.stream] = self.streams[accepted.stream].sequence.mark
         if self._transit_ns:
             self._record_all("transit", self._transit_ns)
             self._transit_ns = []
 
-    def _take_each(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
+    def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> tuple[Sequence[Queued], dict[str, int]]:
+        """Give up what is too old to be worth decoding; what is left, and what gave way behind it, per stream."""
+        oldest_ns = turn.taken_ns - self._max_age_ns
+        found: list[Queued] = []
+        owed: dict[str, int] = {}
+
+        def is_stale(message: Message) -> bool:
+            return message.retain or message.received_ns < oldest_ns
+
+        for run in runs:
+            fresh = [one for one in run.messages if one.received_ns >= oldest_ns and not one.retain]
+            if len(fresh) == len(run.messages) and not owed:
+                found.append(run)
+                continue
+            given_up = run.given_up + owed.pop(run.stream, 0)
+            for stale, group in groupby(run.messages, is_stale):
+                if stale:
+                    given_up += self._drop_stale(turn, run.stream, [*group])
+                else:
+                    found.append(Queued(run.stream, [*group], given_up))
+                    given_up = 0
+            if given_up:
+                owed[run.stream] = given_up
+        return found, owed
+
+    def _drop_stale(self, turn: Turn, stream: str, messages: list[Message]) -> int:
+        """How many of them leave a hole; a retained one is not part of the stream."""
+        turn.messages.append(Queued(stream, messages))
+        for message in messages:
+            _add(turn.dropped, (stream, "stale_retained" if message.retain else "expired"))
+        self._record_all("queue", [turn.taken_ns - message.received_ns for message in messages])
+        return sum([not message.retain for message in messages])
+
+    def _take_each(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
         """One after the other. What begins begins when the one before it ended: one reading of the clock for both."""
         now_ns, record_all = self._now_ns, self._record_all
         queue_ns: list[int] = []
         decode_ns: list[int] = []
         window_ns: list[int] = []
         end_ns = turn.taken_ns
-        for queued in messages:
-            if len(turn.windows) >= self._max_windows:
-                break
-            turn.messages.append(queued)
+        for state, run, message in self._until_full(turn, runs):
             start_ns = end_ns
-            waited_ns = start_ns - queued.message.received_ns
+            waited_ns = start_ns - message.received_ns
             queue_ns.append(waited_ns)
-            if queued.message.retain or waited_ns > self._max_age_ns:
-                self._drop_stale(turn, queued)
-                continue
-            samples = self._decode_one(turn, queued)
+            samples = self._decode_one(turn, state, run.stream, message)
             decoded_ns = now_ns()
-            windows = None if samples is None else self._place(turn, queued.message, samples, buffer, offset_ns)
+            windows = None if samples is None else self._place(turn, message, samples, buffer, offset_ns)
             end_ns = now_ns()
             if windows is None:
                 continue
@@ -117,63 +161,67 @@ class Intake:
         record_all("decode", decode_ns)
         record_all("window", window_ns)
 
-    def _take_together(self, turn: Turn, messages: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> bool:
+    def _until_full(self, turn: Turn, runs: Sequence[Queued]) -> Iterator[tuple[Stream, Queued, Message]]:
+        """One message after the other until the turn holds all the windows it may; the rest is left over."""
+        for place, run in enumerate(runs):
+            state = self._stream(run.stream)
+            for i, message in enumerate(run.messages):
+                if len(turn.windows) >= self._max_windows:
+                    taken, rest = run.messages[:i], run.messages[i:]
+                    turn.messages += [Queued(run.stream, taken)] if taken else []
+                    turn.left_over = [Queued(run.stream, rest, 0 if taken else run.given_up), *runs[place + 1 :]]
+                    return
+                if not i:
+                    state.given_up += run.given_up
+                yield state, run, message
+            turn.messages.append(run)
+
+    def _take_together(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> bool:
         """By columns, if each is one good sample; whether they are: if not, nothing was done.
 
         Each is said to have taken its share of the time, and to have waited for the rest.
         """
-        now_ns, record_all, taken_ns = self._now_ns, self._record_all, turn.taken_ns
-        oldest_ns = taken_ns - self._max_age_ns
-        usable = [one for one in messages if one.message.received_ns >= oldest_ns and not one.message.retain]
-        expired = (
-            [one for one in messages if one.message.received_ns < oldest_ns] if len(usable) < len(messages) else []
-        )
-        rows = self._decode_together(usable) if len(usable) + len(expired) == len(messages) else None
+        now_ns, taken_ns = self._now_ns, turn.taken_ns
+        messages = runs[0].messages if len(runs) == 1 else [message for run in runs for message in run.messages]
+        rows = self._decode_together(messages)
         if rows is None:
             return False
         decoded_ns = now_ns()
-        turn.messages += messages
-        for queued in expired:
-            self._drop_stale(turn, queued)
-        for burst in by_stream(usable, rows):
-            self._place_burst(turn, burst, buffer, offset_ns)
+        turn.messages += runs
+        end = 0
+        for run in runs:
+            begin, end = end, end + len(run.messages)
+            state = self._stream(run.stream)
+            state.given_up += run.given_up
+            self._place_burst(turn, state, Burst(run.stream, run.messages, rows.part(begin, end)), buffer, offset_ns)
         end_ns = now_ns()
-        decode_ns, window_ns = (decoded_ns - taken_ns) // len(usable), (end_ns - decoded_ns) // len(usable)
-        cut_ns = taken_ns + decode_ns + window_ns
+        decode_ns, window_ns = (decoded_ns - taken_ns) // len(messages), (end_ns - decoded_ns) // len(messages)
+        cut_ns, n = taken_ns + decode_ns + window_ns, sum([len(accepted.messages) for accepted in turn.accepted])
         turn.times_ns += [(taken_ns - window.received_ns, decode_ns, window_ns, cut_ns) for window in turn.windows]
-        record_all("queue", [taken_ns - queued.message.received_ns for queued in messages])
-        record_all("decode", [decode_ns] * len(turn.accepted))
-        record_all("window", [window_ns] * len(turn.accepted))
+        self._record_all("queue", [taken_ns - message.received_ns for message in messages])
+        self._record_share("decode", decode_ns, n)
+        self._record_share("window", window_ns, n)
         return True
 
-    def _decode_together(self, messages: Sequence[Queued]) -> Rows | None:
+    def _decode_together(self, messages: Sequence[Message]) -> Rows | None:
         """One row a message; None where that is not to be had, or not worth a try."""
-        if self._apart or len(messages) < TOGETHER_FROM:
-            self._apart = max(0, self._apart - 1)
+        if self._apart:
+            self._apart -= 1
             return None
-        rows = self._decode_rows([queued.message for queued in messages])
+        rows = self._decode_rows(messages)
         self._apart_next = min(2 * self._apart_next + 1, MOST_APART) if rows is None else 0
         self._apart = self._apart_next
         return rows
 
-    def _open(self, stream: str) -> Stream:
-        state = self.streams[stream] = Stream(self._spec, self._window, run_id=self._run_id, memory=self._memory)
+    def _stream(self, stream: str) -> Stream:
+        state = self.streams.get(stream)
+        if state is None:
+            state = Stream(self._spec, self._window, run_id=self._run_id, memory=self._memory)
+            self.streams[stream] = state
         return state
 
-    def _drop_stale(self, turn: Turn, queued: Queued) -> None:
-        """Give up a message that is too old to be worth decoding."""
-        stream, retained = queued.stream, queued.message.retain
-        _add(turn.dropped, (stream, "stale_retained" if retained else "expired"))
-        given_up = queued.given_up + (not retained)
-        if given_up:
-            state = self.streams.get(stream) or self._open(stream)
-            state.given_up += given_up
-
-    def _decode_one(self, turn: Turn, queued: Queued) -> Samples | None:
+    def _decode_one(self, turn: Turn, state: Stream, stream: str, message: Message) -> Samples | None:
         """The message's samples, or None when it was dead-lettered."""
-        stream, message = queued.stream, queued.message
-        state = self.streams.get(stream) or self._open(stream)
-        state.given_up += queued.given_up
         try:
             samples = self._decode(message, stream)
             if len(samples.values) > state.windower.always_fits:
@@ -203,7 +251,7 @@ class Intake:
                 return None
             sighting = weighed
         key = sequence.epoch, sequence.number
-        turn.accepted.append((stream, key, message))
+        turn.accepted.append(Accepted(stream, *key, [message]))
         windows = state.windower.push(samples, key, sighting, unix_offset_ns=offset_ns, keep=buffer.keep)
         if windows:
             turn.windows += windows
@@ -234,27 +282,24 @@ class Intake:
             self._ledger.lost_before_us(self._pipeline, stream, sighting.lost - given_up)
         return sighting
 
-    def _place_burst(self, turn: Turn, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
+    def _place_burst(self, turn: Turn, state: Stream, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
         """Put messages of one sample each into their stream: those that follow by columns, any other by itself."""
-        state = self.streams.get(burst.stream) or self._open(burst.stream)
         while burst.messages:
             n = state.following(burst)
             if n == len(burst.messages):
-                self._place_following(turn, burst, buffer, offset_ns)
+                self._place_following(turn, state, burst, buffer, offset_ns)
                 return
             if n:
-                self._place_following(turn, burst.part(0, n), buffer, offset_ns)
+                self._place_following(turn, state, burst.part(0, n), buffer, offset_ns)
             else:
                 n = 1
-                state.given_up += burst.given_up[0]
                 self._place(turn, burst.messages[0], burst.first(), buffer, offset_ns)
             burst = burst.part(n, len(burst.messages))
 
-    def _place_following(self, turn: Turn, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
-        stream, state = burst.stream, self.streams[burst.stream]
-        numbers = state.sequence.take(burst)
+    def _place_following(self, turn: Turn, state: Stream, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
+        stream, numbers = burst.stream, state.sequence.take(burst)
         epoch = state.sequence.epoch
-        turn.accepted += zip(repeat(stream), zip(repeat(epoch), numbers), burst.messages)
+        turn.accepted.append(Accepted(stream, epoch, numbers[0], burst.messages))
         windows = state.windower.push_burst(burst, epoch, numbers, unix_offset_ns=offset_ns, keep_all=buffer.keep_all)
         if windows:
             turn.windows += windows

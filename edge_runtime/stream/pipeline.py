@@ -26,9 +26,14 @@ class Predictor(Protocol):
 
 
 class Recorder(Protocol):
-    """Takes what a stage cost, once a turn: the ns of every message or window of the turn that went through it."""
+    """Takes what a stage cost, once a turn: the ns of every message or window of the turn that went through it.
+
+    record_share: n of them took the same.
+    """
 
     def record_all(self, stage: Stage, durations_ns: list[int]) -> None: ...
+
+    def record_share(self, stage: Stage, share_ns: int, n: int) -> None: ...
 
 
 class Clock(NamedTuple):
@@ -78,6 +83,7 @@ class Pipeline:
             decode=decode,
             decode_rows=decode_rows,
             record_all=recorder.record_all,
+            record_share=recorder.record_share,
             ledger=ledger,
             run_id=run_id,
             memory=memory,
@@ -91,6 +97,7 @@ class Pipeline:
             decider=decider,
             on_change=publish == "change",
             record_all=recorder.record_all,
+            record_share=recorder.record_share,
             now_ns=clock.monotonic_ns,
         )
         self._pool = InputPool(spec)

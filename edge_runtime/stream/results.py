@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from itertools import compress
 from math import isfinite
 
-from edge_runtime.records import AlarmState, Prediction, Result, Stage, StageTimes, StateChange, Turn, Window
-from edge_runtime.stream.decide import Decider, Decision
+import msgspec
+
+from edge_runtime.records import Prediction, Result, Stage, StageTimes, StateChange, Turn, Window
+from edge_runtime.stream.decide import Alarm, Decider, Decision
 from edge_runtime.stream.segments import Segments
 
 RESULT_SCHEMA = 1
@@ -19,7 +22,9 @@ FLAGS: dict[tuple[bool, bool], tuple[str, ...]] = {
     (True, True): ("receipt_time", "gap"),
 }
 """By whether times are those of receipt, and whether a marked gap lies inside."""
-NOT_TIMED = StageTimes(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+Times = tuple[int, int, int, int]
+Scores = list[float]
 
 
 class Results:
@@ -33,108 +38,120 @@ class Results:
         decider: Decider,
         on_change: bool,
         record_all: Callable[[Stage, list[int]], None],
+        record_share: Callable[[Stage, int, int], None],
         now_ns: Callable[[], int],
     ) -> None:
         """samples: of a window. on_change: only a new label or alarm is told."""
         self._pipeline, self._samples, self._on_change = pipeline, samples, on_change
-        self._decide, self._record_all, self._now_ns = decider.decide, record_all, now_ns
+        self._decider, self._now_ns = decider, now_ns
+        self._record_all, self._record_share = record_all, record_share
+        self._id = blake2b(f"{pipeline}|".encode(), digest_size=16)
         self._segments = Segments()
         self._told: dict[str, tuple[str, bool | None]] = {}
         self._dropped_at_gap: set[str] = set()
 
     def tell(self, turn: Turn, prediction: Prediction) -> None:
         """Decide the windows of a turn, oldest first; each is said to have taken its share of the time."""
-        windows, started_ns, record_all = turn.windows, prediction.started_ns, self._record_all
         start_ns = self._now_ns()
-        decide, rows = self._decide, prediction.scores.tolist()
-        decisions = [
-            decide(window.stream, row, window.t1_unix_ns) if isfinite(sum(row)) else None
-            for window, row in zip(windows, rows, strict=True)
-        ]
-        decided_ns = self._now_ns()
-        decide_ns = (decided_ns - start_ns) // len(windows)
+        windows, rows, times_ns = turn.windows, prediction.scores.tolist(), turn.times_ns
+        if self._dropped_at_gap or not isfinite(sum(map(sum, rows))):
+            windows, rows, times_ns = self._finite(turn, rows, prediction.started_ns)
+        decisions = self._decider.decide(rows)
+        alarms = self._alarms(turn, windows, decisions) if self._decider.has_alarm else [None] * len(windows)
+        decided_ns = turn.decided_ns = self._now_ns()
+        decide_ns = (decided_ns - start_ns) // len(turn.windows)
+        decided = zip(windows, decisions, alarms, times_ns, strict=True)
+        self._add_results(turn, prediction, decide_ns, decided)
+        self._record_share("infer", prediction.infer_ns, len(turn.windows))
+        self._record_share("decide", decide_ns, len(windows))
+
+    def _add_results(
+        self,
+        turn: Turn,
+        prediction: Prediction,
+        decide_ns: int,
+        decided: Iterable[tuple[Window, Decision, Alarm | None, Times]],
+    ) -> None:
+        """decided: per window what was decided, its alarm if one is configured, and its times as the turn has them."""
+        model, started_ns, begin_id, on_change = prediction.model, prediction.started_ns, self._id.copy, self._on_change
+        results, emitted_ns, waits_ns = turn.results, turn.emitted_ns, []
         infer_ms, decide_ms = prediction.infer_ns // 100 / 10_000, decide_ns // 100 / 10_000
-        for window, decision, times_ns in zip(windows, decisions, turn.times_ns, strict=True):
-            if decision is None:
-                self._drop(turn, window)
-            elif not (self._on_change and self._is_told(turn, window, decision, prediction.model)):
-                queue_ns, decode_ns, window_ns, cut_ns = times_ns
+        before: Times | None = None
+        for window, (label, score, by_label), alarm, times in decided:
+            if times != before:
+                queue_ns, decode_ns, window_ns, cut_ns = before = times
+                wait_ns = started_ns - cut_ns
                 lat_ms = StageTimes(
-                    queue_ns // 100 / 10_000,
-                    decode_ns // 100 / 10_000,
-                    window_ns // 100 / 10_000,
-                    (started_ns - cut_ns) // 100 / 10_000,
-                    infer_ms,
-                    decide_ms,
-                )
-                result = self._result(window, decision, prediction.model, lat_ms)
-                if decision.alarm is not None:
-                    self._follow_alarm(turn, window, decision, decision.alarm, result)
-                turn.emitted_ns.append((window.received_ns, decided_ns))
-                turn.results.append(result)
-        record_all("wait", [started_ns - cut_ns for _, _, _, cut_ns in turn.times_ns])
-        record_all("infer", [prediction.infer_ns] * len(windows))
-        record_all("decide", [decide_ns] * (len(windows) - decisions.count(None)))
+                    queue_ns // 100 / 10_000, decode_ns // 100 / 10_000, window_ns // 100 / 10_000,
+                    wait_ns // 100 / 10_000, infer_ms, decide_ms,
+                )  # fmt: skip
+            waits_ns.append(wait_ns)
+            on = None if alarm is None else alarm.state.on
+            is_news = not on_change or self._is_news(turn, window.stream, (label, on))
+            if not (is_news or on):
+                continue
+            identity = begin_id()
+            identity.update(f"{window.key}|{window.ordinal}".encode())
+            result = Result(
+                RESULT_SCHEMA, identity.hexdigest(), self._pipeline, window.stream, model, label, score, by_label, on,
+                window.t0_unix_ns / NS_PER_S, window.t1_unix_ns / NS_PER_S, self._samples,
+                (window.first_seq, window.last_seq), window.missing, FLAGS[window.by_receipt, window.gap], lat_ms,
+            )  # fmt: skip
+            if alarm is not None:
+                self._follow(turn, result, alarm, fresh=window.fresh)
+            if is_news:
+                results.append(result)
+                emitted_ns.append(window.received_ns)
+        self._record_all("wait", waits_ns)
 
-    def _drop(self, turn: Turn, window: Window) -> None:
-        key = window.stream, "not_finite"
-        turn.window_drops[key] = turn.window_drops.get(key, 0) + 1
-        if window.fresh or window.gap:
-            self._dropped_at_gap.add(window.stream)
+    def _finite(
+        self, turn: Turn, rows: list[Scores], started_ns: int
+    ) -> tuple[list[Window], list[Scores], list[Times]]:
+        """The windows whose scores are numbers; the others are dropped.
 
-    def _is_told(self, turn: Turn, window: Window, decision: Decision, model: str) -> bool:
-        """Whether label and alarm were told like this before; the window then counts, but is not published."""
-        stream, alarm = window.stream, decision.alarm
-        now = decision.label, None if alarm is None else alarm.on
+        Where the first window after a gap is dropped, the next one of its stream stands for it.
+        """
+        finite = [isfinite(sum(row)) for row in rows]
+        windows: list[Window] = []
+        for window, is_finite, (*_, cut_ns) in zip(turn.windows, finite, turn.times_ns, strict=True):
+            stream = window.stream
+            if not is_finite:
+                self._record_share("wait", started_ns - cut_ns, 1)
+                key = stream, "not_finite"
+                turn.window_drops[key] = turn.window_drops.get(key, 0) + 1
+                if window.fresh or window.gap:
+                    self._dropped_at_gap.add(stream)
+            elif stream in self._dropped_at_gap:
+                self._dropped_at_gap.remove(stream)
+                windows.append(msgspec.structs.replace(window, fresh=True))
+            else:
+                windows.append(window)
+        return windows, list(compress(rows, finite)), list(compress(turn.times_ns, finite))
+
+    def _alarms(self, turn: Turn, windows: list[Window], decisions: list[Decision]) -> list[Alarm | None]:
+        alarms: list[Alarm | None] = []
+        for window, (_, _, by_label) in zip(windows, decisions, strict=True):
+            alarm = self._decider.follow(window.stream, by_label, window.t1_unix_ns)
+            turn.alarms[window.stream] = alarm.state
+            alarms.append(alarm)
+        return alarms
+
+    def _is_news(self, turn: Turn, stream: str, now: tuple[str, bool | None]) -> bool:
+        """Whether label and alarm are new to the stream; if not, the window counts, but is not published."""
         if now != self._told.get(stream):
             self._told[stream] = now
-            return False
+            return True
         turn.unchanged[stream] = turn.unchanged.get(stream, 0) + 1
-        if alarm is not None:
-            unpublished = self._result(window, decision, model, NOT_TIMED) if alarm.on else None
-            self._follow_alarm(turn, window, decision, alarm, unpublished)
-        return True
+        return False
 
-    def _follow_alarm(
-        self, turn: Turn, window: Window, decision: Decision, alarm: AlarmState, result: Result | None
-    ) -> None:
-        """What a window does to its stream's alarm and segment. result: None where the alarm is off and was before."""
-        stream = window.stream
-        turn.alarms[stream] = alarm
-        fresh = window.fresh or stream in self._dropped_at_gap
-        self._dropped_at_gap.discard(stream)
-        if result is None:
-            return
-        if decision.changed:
-            since = alarm.since_unix_ns / NS_PER_S
-            change = StateChange(alarm.on, decision.label, decision.score, since, result.id, stream)
-            turn.state_changes.append(change)
-        if alarm.on:
-            turn.segments[stream] = self._segments.extend(result, decision.evidence, fresh=fresh)
-            return
-        ended = self._segments.end(stream)
-        if ended is not None:
+    def _follow(self, turn: Turn, result: Result, alarm: Alarm, *, fresh: bool) -> None:
+        """What a window does to the segment of its stream. fresh: it is the first after a gap that reset its stream."""
+        stream, state = result.stream, alarm.state
+        if alarm.changed:
+            since = state.since_unix_ns / NS_PER_S
+            turn.state_changes.append(StateChange(state.on, result.label, result.score, since, result.id, stream))
+        if state.on:
+            turn.segments[stream] = self._segments.extend(result, alarm.evidence, fresh=fresh)
+        elif (ended := self._segments.end(stream)) is not None:
             turn.events.append(ended)
             turn.segments[stream] = None
-
-    def _result(self, window: Window, decision: Decision, model: str, lat_ms: StageTimes) -> Result:
-        identity = f"{self._pipeline}|{window.key}|{window.ordinal}".encode()
-        alarm = decision.alarm
-        return Result(
-            RESULT_SCHEMA,
-            blake2b(identity, digest_size=16).hexdigest(),
-            self._pipeline,
-            window.stream,
-            model,
-            decision.label,
-            decision.score,
-            decision.scores,
-            None if alarm is None else alarm.on,
-            window.t0_unix_ns / NS_PER_S,
-            window.t1_unix_ns / NS_PER_S,
-            self._samples,
-            (window.first_seq, window.last_seq),
-            window.missing,
-            FLAGS[window.by_receipt, window.gap],
-            lat_ms,
-        )

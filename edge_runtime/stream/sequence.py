@@ -84,8 +84,9 @@ class SequenceTracker:
         """Remember messages that follow, as `see` does one after the other; their numbers."""
         messages, seqs = burst.messages, burst.rows.seqs
         if seqs is None:
-            for message in messages:
-                self._count(message)
+            for content in [crc32(message.payload) for message in messages if message.qos]:
+                self._remember(content)
+            self._counted(len(messages))
         else:
             self._remember_contents(seqs[0], [crc32(message.payload) for message in messages])
             self.number, self._next = seqs[-1], seqs[-1] + 1
@@ -120,11 +121,14 @@ class SequenceTracker:
                 self._recent_counts[content] -= 1
                 return DUPLICATE
             self._remember(content)
-        self.number += 1
+        self._counted(1)
+        return NEXT
+
+    def _counted(self, n: int) -> None:
+        self.number += n
         self.epoch = self._run_id
         self._next = NEVER
         self._folded = SequenceMark(self.number, 1, 0)
-        return NEXT
 
     def _remember(self, content: int) -> None:
         recent, counts = self._recent, self._recent_counts

@@ -20,7 +20,4 @@ class Stream:
         """How many of the first messages of a burst are each simply the next of the stream."""
         if self.given_up:
             return 0
-        n = min(self.sequence.following(burst), self.windower.following(burst))
-        if any(burst.given_up):
-            n = min(n, next(i for i, given_up in enumerate(burst.given_up) if given_up))
-        return n
+        return min(self.sequence.following(burst), self.windower.following(burst))

@@ -129,16 +129,14 @@ class Windower:
 
     def following(self, burst: Burst) -> int:
         """How many of the first messages of a burst no pause tells of a gap before."""
-        n = len(burst.messages)
         if burst.rows.seqs is not None or self._rate_hz is None:
-            return n
+            return len(burst.messages)
         before = self._end_ns
-        for i in range(n):
-            end = self._end_of_one(burst, i)
+        for i, end in enumerate(self._ends(burst)):
             if self._pause(before, end, 1):
                 return i
             before = end
-        return n
+        return len(burst.messages)
 
     def push_burst(
         self, burst: Burst, epoch: str, numbers: range, *, unix_offset_ns: int, keep_all: KeepAll
@@ -147,50 +145,49 @@ class Windower:
 
         epoch, numbers: their keys.
         """
-        n, received_ns, sensor_ns = len(numbers), burst.received_ns, burst.rows.sensor_unix_ns
+        n, length = len(numbers), self._length
         if self._filled + n > self._room:
             self._compact()
-        filled, due, length = self._filled, self._due, self._length
+        filled, due = self._filled, self._due
         end, position = filled + n, self._base + filled
+        received_ns, sensor_ns = burst.received_ns, burst.rows.sensor_unix_ns
+        by_receipt = sensor_ns is None
         times_ns = [at_ns + unix_offset_ns for at_ns in received_ns] if sensor_ns is None else sensor_ns
-        origins = list(zip(range(position, position + n), numbers, times_ns, repeat(sensor_ns is None)))
-        if not self._origins:
-            self._origins.append(origins[0])
         self._buffer[filled:end] = burst.rows.values
-        self._filled, self._usual_n, self._end_ns = end, 1, self._end_of_one(burst, n - 1)
+        self._filled, self._usual_n = end, 1
+        self._end_ns = self._end_of(received_ns[-1], None if sensor_ns is None else sensor_ns[-1], 1)
+        if not self._origins:
+            self._origins.append((position, numbers[0], times_ns[0], by_receipt))
         windows: list[Window] = []
+        stream, key, fresh = burst.stream, f"{burst.stream}|{epoch}|", self._fresh
         for values in keep_all(self._views[due - length : end - length + 1 : self._hop]) if end >= due else ():
-            start, last = self._base + due - length, due - filled - 1
-            _, first_seq, t0_ns, by_receipt = origins[start - position] if start >= position else self._origin(start)
+            begin, last = due - length - filled, due - filled - 1
+            start, number = position + begin, numbers[last]
+            if begin >= 0:
+                first_seq, t0_ns, first_by_receipt = numbers[begin], times_ns[begin], by_receipt
+            else:
+                _, first_seq, t0_ns, first_by_receipt = self._origin(start)
+            missing = self._missing(start, start + length) if self._held else 0
+            joined = self._joined(start, start + length) if self._joints else False
             windows.append(
                 Window(
-                    burst.stream,
-                    values,
-                    first_seq,
-                    numbers[last],
-                    t0_ns,
-                    times_ns[last],
-                    by_receipt,
-                    received_ns[last],
-                    self._missing(start, start + length) if self._held else 0,
-                    self._joined(start, start + length) if self._joints else False,
-                    f"{burst.stream}|{epoch}|{numbers[last]}",
-                    0,
-                    self._fresh,
+                    stream, values, first_seq, number, t0_ns, times_ns[last], first_by_receipt, received_ns[last],
+                    missing, joined, f"{key}{number}", 0, fresh,
                 )
-            )
-            self._fresh = False
+            )  # fmt: skip
+            fresh = False
             due += self._hop
-        self._due = due
-        self._keep_origins(origins)
+        self._due, self._fresh = due, fresh
+        self._keep_origins(position, numbers, times_ns, by_receipt=by_receipt)
         return windows
 
-    def _keep_origins(self, origins: list[_Origin]) -> None:
-        """Remember those of consecutive samples that the next window may ask for."""
-        needed = self._base + self._due - self._length - origins[0][0]
-        if needed > 0:
+    def _keep_origins(self, position: int, numbers: range, times_ns: list[int], *, by_receipt: bool) -> None:
+        """Of consecutive samples: those where windows to come can begin, and the last, which a bridge may repeat."""
+        n, begin = len(numbers), self._base + self._due - self._length - position
+        if begin > 0:
             self._origins.clear()
-        self._origins += origins[max(0, min(needed, len(origins) - 1)) :]
+        starts = range(begin if begin > 0 else begin % self._hop, n - 1, self._hop)
+        self._origins += [(position + i, numbers[i], times_ns[i], by_receipt) for i in (*starts, n - 1)]
 
     def _append(self, values: Floats, samples: Samples, key: MessageKey, windows: list[Window], keep: Keep) -> None:
         if self._filled + len(values) > self._room:
@@ -325,9 +322,10 @@ class Windower:
         excess_s = (now[0] - previous[0]) / NS - n / self._rate_hz
         return round(excess_s * self._rate_hz) if excess_s > self._jitter_s[now[1]] else 0
 
-    def _end_of_one(self, burst: Burst, i: int) -> tuple[int, bool]:
-        times_ns = burst.rows.sensor_unix_ns
-        return self._end_of(burst.received_ns[i], None if times_ns is None else times_ns[i], 1)
+    def _ends(self, burst: Burst) -> list[tuple[int, bool]]:
+        """When each of its samples ended."""
+        received_ns = burst.received_ns
+        return list(map(self._end_of, received_ns, burst.rows.sensor_unix_ns or repeat(None), repeat(1)))
 
     def _end_of(self, received_ns: int, sensor_unix_ns: int | None, n: int) -> tuple[int, bool]:
         """When n samples ended, and whether by the sensor's clock."""

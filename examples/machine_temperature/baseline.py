@@ -17,7 +17,7 @@ import torch
 
 from edge_runtime.model.session import reconstruction_error
 from edge_runtime.records import Floats
-from edge_runtime.stream.decide import Decider, DecideSettings
+from edge_runtime.stream.decide import ERROR, Decider, DecideSettings
 from export.recipe import Splits
 from export.train import deterministic, torch_outputs
 
@@ -89,8 +89,7 @@ def auc(scores: Floats, labels: npt.NDArray[np.int64]) -> float:
 def alarms(scores: Floats, threshold: float) -> Flags:
     """Whether the daemon's alarm is on after each window: (n,)."""
     decider = Decider(DecideSettings(k=K, n=N), labels=(), threshold=threshold)
-    decisions = (decider.decide("machine", [score], 0) for score in scores.tolist())
-    return np.array([decision.alarm is not None and decision.alarm.on for decision in decisions])
+    return np.array([decider.follow("machine", {ERROR: score}, 0).state.on for score in scores.tolist()])
 
 
 def judge(scores: Floats, threshold: float, labels: npt.NDArray[np.int64]) -> Judged:

@@ -22,7 +22,7 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.model import bundle
 from edge_runtime.model.session import Session
 from edge_runtime.records import Floats, Result, Segment, StageTimes
-from edge_runtime.stream.decide import Decider
+from edge_runtime.stream.decide import ERROR, Decider
 
 NOT_TIMED = dict.fromkeys(StageTimes.__struct_fields__, 0.0)
 DEVICE = Path(__file__).with_name("device.toml")
@@ -63,8 +63,7 @@ def offline() -> tuple[Floats, list[bool]]:
     cut = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(recipe.series().values, recipe.LENGTH))
     errors: Floats = session.predict(cut)[:, 0]
     decider = Decider(pipeline.decide, labels=(), threshold=session.manifest.threshold)
-    decisions = [decider.decide("machine-1", [error], 0) for error in errors.tolist()]
-    return errors, [decision.alarm is not None and decision.alarm.on for decision in decisions]
+    return errors, [decider.follow("machine-1", {ERROR: error}, 0).state.on for error in errors.tolist()]
 
 
 def anomalies() -> list[tuple[int, int]]:

@@ -297,7 +297,7 @@ def test_short_payloads_are_left_to_msgspec(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("broken", [None, "raises"])
 def test_without_pysimdjson_msgspec_reads_them_and_says_so(monkeypatch: pytest.MonkeyPatch, broken: str | None) -> None:
-    assert arrays.json_reader().startswith("pysimdjson ")
+    assert arrays.json_reader().startswith("simdjson ")
     monkeypatch.setitem(sys.modules, "simdjson", None)
     if broken:
         monkeypatch.delitem(sys.modules, "simdjson")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from broker import WAIT_S, Broker, until
-from driving import cut, drive, receive
+from driving import cut, drive, fates, receive
 
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Presence
@@ -66,7 +66,7 @@ def settle(client: Client, tokens: list[int]) -> dict[int, str]:
     known: dict[int, str] = {}
 
     def all_known() -> bool:
-        for token, reason in client.confirmed():
+        for token, reason in fates(client):
             assert token not in known, f"token {token} was confirmed twice"
             known[token] = reason
         return set(tokens) <= set(known)
@@ -100,9 +100,19 @@ def test_qos_0_is_confirmed_when_written(make: Made, broker: Broker) -> None:
     tokens = [client.publish(Outgoing("out/a", b"%d" % n)) for n in range(500)]
     client.flush()
 
-    assert client.confirmed() == [(token, "") for token in tokens]
+    assert fates(client) == [(token, "") for token in tokens]
     assert not client.wants_write()
     assert [m.payload for m in probe.wait_for(500)] == [b"%d" % n for n in range(500)]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_messages_published_together_arrive_in_order(make: Made, broker: Broker, qos: int) -> None:
+    probe = broker.probe("out/#")
+    client = make.connected(broker)
+    last = client.publish_all([Outgoing("out/a", b"%d" % n, qos) for n in range(120)])
+
+    assert settle(client, [*range(last - 119, last + 1)]) == dict.fromkeys(range(1, 121), "")
+    assert [m.payload for m in probe.wait_for(120)] == [b"%d" % n for n in range(120)]
 
 
 def test_an_unacknowledged_message_comes_again_and_an_acknowledged_one_does_not(make: Made, broker: Broker) -> None:
@@ -191,14 +201,14 @@ def test_every_token_is_confirmed_exactly_once_when_the_broker_is_killed(make: M
             broker.kill()
         if n == 300:
             broker.start()
-        for token, reason in client.confirmed():
+        for token, reason in fates(client):
             known[token] += 1
             reasons.add(reason)
     assert not client.connected
     broker.start()
 
     def all_known() -> bool:
-        for token, reason in client.confirmed():
+        for token, reason in fates(client):
             known[token] += 1
             reasons.add(reason)
         return len(known) == len(tokens)
@@ -207,7 +217,7 @@ def test_every_token_is_confirmed_exactly_once_when_the_broker_is_killed(make: M
     drive(client, lambda: client.subscribed, what="subscribed")
     broker.probe().publish("in/a", b"x")
     receive(client, 1)
-    assert client.confirmed() == []
+    assert fates(client) == []
     assert set(known) == set(tokens)
     assert set(known.values()) == {1}
     assert reasons == {""}
@@ -242,7 +252,7 @@ def test_what_does_not_fit_into_the_queue_is_refused_with_the_reason(
 
     tokens = [client.publish(Outgoing("out/a", b"%d" % n, qos=1)) for n in range(5)]
 
-    assert client.confirmed() == [(tokens[3], "not connected"), (tokens[4], "not connected")]
+    assert fates(client) == [(tokens[3], "not connected"), (tokens[4], "not connected")]
     broker.start()
     assert settle(client, tokens[:3]) == dict.fromkeys(tokens[:3], "")
 
@@ -330,7 +340,7 @@ def test_tokens_still_open_at_the_stop_are_confirmed_as_stopped(make: Made, new_
     client.stop(1.0)
     late = client.publish(Outgoing("out/a", b"y", qos=1))
 
-    assert client.confirmed() == [(waiting, "stopped"), (late, "stopped")]
+    assert fates(client) == [(waiting, "stopped"), (late, "stopped")]
     assert client.poll(0) == []
     assert client.fileno() == -1
 

@@ -222,7 +222,7 @@ def pipeline(bundle: Path) -> tuple[Pipeline, list[int]]:
 
 def test_a_turn_of_many_streams_gives_the_results_of_a_turn_for_each_message(packed: Path) -> None:
     queued = [
-        Queued(stream, Message("t", payload, 0, properties=Properties(user=(("seq", str(number)),))))
+        Queued(stream, [Message("t", payload, 0, properties=Properties(user=(("seq", str(number)),)))])
         for stream, number, payload in odd_messages(generated())
     ]
     together, shared = pipeline(packed)

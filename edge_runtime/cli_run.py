@@ -1,0 +1,63 @@
+"""The daemon's command, and how every command ends; without click, which a service has no use for while it starts.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.stop import StopSignal
+
+FAILED, WRONG_USAGE = 1, 2
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What the command returns; an error raised on purpose is one line on stderr."""
+    try:
+        return command()
+    except EdgeRuntimeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return WRONG_USAGE if isinstance(error, ConfigError) else FAILED
+
+
+def run(config: Path, *, as_json: bool) -> int:
+    """Run the daemon until it is asked to stop, then print what became of every message."""
+    stop = StopSignal()  # before the slow imports
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # noqa: TID251  for numpy, whose idle threads spin at the start
+    with _collecting_nothing():
+        from edge_runtime.config import load
+        from edge_runtime.daemon import Daemon
+        from edge_runtime.logs import to_stderr
+
+        to_stderr()
+        daemon = Daemon(load(config), str(config))
+    summary = daemon.run(stop)
+    import click
+    import msgspec
+
+    from edge_runtime import report
+
+    click.echo(msgspec.json.encode(summary) if as_json else report.summary(summary))
+    code = 0 if summary.balanced else FAILED
+    if not summary.drained:
+        sys.stdout.flush()
+        os._exit(code)  # a model may still be running on the worker, which ONNX Runtime does not survive at exit
+    return code
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """What a start makes stays: the collector would look through it again and again, and find nothing."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

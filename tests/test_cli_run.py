@@ -1,0 +1,100 @@
+"""How the daemon is started from the command line: at once, and as every other command is."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from broker import Broker, until
+from daemon import Daemon, write_config
+
+from edge_runtime.cli_run import _collecting_nothing
+from edge_runtime.errors import BundleError
+
+NOWHERE = "mqtt://127.0.0.1:1"
+NOT_TO_START = {"click", "rich", "difflib", "statistics", "edge_runtime.report", "edge_runtime.cli"}
+
+
+def without_bundle(folder: Path) -> Path:
+    config = write_config(folder, NOWHERE)
+    (folder / "means.edge").unlink()
+    return config
+
+
+def ended(*program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_start_imports_only_what_the_daemon_runs_on(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom edge_runtime.__main__ import main\nfrom edge_runtime.daemon import Daemon\n"
+        "Daemon.run = lambda *_: print(*sys.modules) or sys.exit(0)\nmain()"
+    )
+
+    start = ended("-c", script, "run", str(write_config(tmp_path, NOWHERE)))
+
+    loaded = set(start.stdout.split())
+    assert {"onnxruntime", "edge_runtime.mqtt.lane"} <= loaded, start.stderr
+    assert not loaded & NOT_TO_START
+
+
+@pytest.mark.parametrize("wrong", ["bundle", "config"])
+def test_an_error_of_the_start_is_the_same_whether_click_was_asked_or_not(tmp_path: Path, wrong: str) -> None:
+    config = without_bundle(tmp_path)
+    if wrong == "config":
+        config.write_text(config.read_text().replace("[node]", "[nodes]"))
+
+    direct = ended("-m", "edge_runtime", "run", str(config))
+    by_click = ended("-c", "from edge_runtime.cli import main; main()", "run", str(config))
+
+    assert direct.returncode == by_click.returncode == (1 if wrong == "bundle" else 2)
+    assert direct.stderr == by_click.stderr
+    assert direct.stderr.startswith("error: ")
+    assert direct.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "missing.toml"], "File 'missing.toml' does not exist"),
+        (["run"], "Missing argument 'CONFIG'"),
+        (["run", __file__, "--jsn"], "No such option"),
+        (["runs", __file__], "No such command"),
+    ],
+)
+def test_what_is_not_plainly_a_start_is_explained_by_click(arguments: list[str], said: str) -> None:
+    refused = ended("-m", "edge_runtime", *arguments)
+
+    assert refused.returncode == 2
+    assert said in refused.stderr
+
+
+def test_a_start_that_fails_leaves_the_garbage_collector_as_it_was() -> None:
+    frozen, enabled = gc.get_freeze_count(), []
+
+    def start() -> None:
+        enabled.append(gc.isenabled())
+        raise BundleError("m.edge", "is missing")
+
+    with pytest.raises(BundleError), _collecting_nothing():
+        start()
+
+    assert enabled == [False]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+
+
+@pytest.mark.broker
+def test_a_daemon_that_predicts_inline_has_one_thread(broker: Broker, tmp_path: Path) -> None:
+    daemon = Daemon(write_config(tmp_path, broker.url, pipeline='execution = "inline"'))
+    try:
+        daemon.wait_connected()
+        tasks = Path(f"/proc/{daemon.process.pid}/task")
+        until(lambda: len(list(tasks.iterdir())) == 1, what="numpy and ONNX Runtime have no threads of their own")
+        daemon.stop()
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()

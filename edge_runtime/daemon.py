@@ -26,7 +26,7 @@ from edge_runtime.model.manifest import Manifest
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.model.threads import choose_threads
 from edge_runtime.monitor.hdrlog import LatencyLog
-from edge_runtime.monitor.latency import Deadline, NoRecorder, Recorder, StageRecorder, StageSummary, Timed
+from edge_runtime.monitor.latency import Deadline, NoRecorder, StageRecorder, StageSummary, Timed
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
@@ -196,13 +196,12 @@ class Daemon:
         return connections
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
-        session, recorder = self.sessions[settings.model], self._recorders.get(name, NoRecorder())
+        session = self.sessions[settings.model]
         pipeline = build_pipeline(
             self._config,
             name,
             session,
             path=path,
-            recorder=recorder,
             ledger=self._ledger,
             run_id=self.boot_id,
             clock=self._clock,
@@ -221,7 +220,7 @@ class Daemon:
             },
         )
         queue = InputQueue(settings.queue, max_streams=settings.max_streams)
-        return Lane(pipeline, queue, recorder, connections[name], inline=inline)
+        return Lane(pipeline, queue, self._recorders.get(name, NoRecorder()), connections[name], inline=inline)
 
     def _make_publications(self) -> Publications:
         qos: dict[str, int] = {name: pipeline.result_qos for name, pipeline in self._config.pipelines.items()}
@@ -332,7 +331,6 @@ def build_pipeline(
     session: Session,
     *,
     path: str,
-    recorder: Recorder,
     ledger: Ledger,
     run_id: str,
     clock: Clock,
@@ -351,7 +349,6 @@ def build_pipeline(
         decode_rows=make_rows_decoder(settings.source, len(session.manifest.input.channels)),
         predictor=session,
         decider=decider,
-        recorder=recorder,
         ledger=ledger,
         run_id=run_id,
         memory=config.mqtt.receive_maximum,

@@ -85,7 +85,7 @@ class Loop:
         self._state_tokens: dict[int, str] = {}
         self._states: dict[str, Outgoing] = {}
         self._refused_states: set[str] = set()
-        self._ended: list[Turn] = []
+        self._ended: list[tuple[Lane, Turn]] = []
         self._unwritten: deque[_Sent] = deque()
         self._written = self._polled_ns = 0
         self.publish_refusals = 0
@@ -230,13 +230,14 @@ class Loop:
             lane.connection.acks.settled(queued.messages)
         self._acknowledge(lane.connection)
         self._publish_turn(lane, turn)
-        self._ended.append(turn)
+        self._ended.append((lane, turn))
 
     def _settle(self) -> None:
         """Account for the turns that have ended, after their results have left: nobody waits for that."""
-        for turn in self._ended:
+        for lane, turn in self._ended:
             self._ledger.settle(turn)
-            turn.messages, turn.accepted = [], []  # their payloads need not wait for the broker
+            lane.recorder.record_turn(turn)
+            turn.messages, turn.accepted, turn.spent = [], [], []  # none of it need wait for the broker
         self._ended.clear()
 
     def _acknowledge(self, connection: Connection) -> None:

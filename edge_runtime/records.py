@@ -320,6 +320,7 @@ class Turn(msgspec.Struct):
     messages: what it took; left_over: what it had no room for. accepted: every input the windower took; windows: what
     it cut; both in the order of each stream. inputs: (windows, ...) float32 in the model's layout. times_ns: per
     window, what its completing message cost in (queue, decode, window), and when it was cut.
+    spent: what the stages cost, in ns, and how many messages or windows each figure stands for.
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last message
     was received. decided_ns: when the results were decided. unchanged: results not published because nothing changed,
     per stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
@@ -341,6 +342,7 @@ class Turn(msgspec.Struct):
     prediction: Prediction | None = None
     model_states: dict[str, State] = {}
     results: list[Result] = []
+    spent: list[tuple[Stage, list[int], int]] = []
     emitted_ns: list[int] = []
     decided_ns: int = 0
     window_drops: dict[tuple[str, str], int] = {}

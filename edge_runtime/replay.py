@@ -243,19 +243,17 @@ def _lanes(config: Config, path: str, tape: _Tape, ledger: Ledger) -> list[Lane]
     connection = Connection(tape, Routes(sources))
     lanes = []
     for name, settings in config.pipelines.items():
-        recorder = NoRecorder()
         pipeline = build_pipeline(
             config,
             name,
             sessions[settings.model],
             path=path,
-            recorder=recorder,
             ledger=ledger,
             run_id=tape.recording.header.id,
             clock=tape.clock,
         )
         queue = InputQueue(settings.queue, max_streams=settings.max_streams)
-        lanes.append(Lane(pipeline, queue, recorder, connection, inline=True))
+        lanes.append(Lane(pipeline, queue, NoRecorder(), connection, inline=True))
     return lanes
 
 

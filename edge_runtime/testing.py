@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_runtime.mqtt.transport import Confirmed, Counters, Kind
-from edge_runtime.records import Floats, Message, Outgoing, Stage
+from edge_runtime.records import Floats, Message, Outgoing
 from edge_runtime.stream.pipeline import Clock
 
-__all__ = ["ManualClock", "MemoryClient", "MemoryRecorder", "ModelOfMeans"]
+__all__ = ["ManualClock", "MemoryClient", "ModelOfMeans"]
 
 
 class ManualClock:
@@ -43,19 +43,6 @@ class ModelOfMeans:
         self.batches.append(len(inputs))
         means: Floats = inputs.mean(axis=1, dtype=np.float32)
         return means
-
-
-class MemoryRecorder:
-    """Keeps every stage duration."""
-
-    def __init__(self) -> None:
-        self.durations_ns: dict[Stage, list[int]] = {}
-
-    def record_all(self, stage: Stage, durations_ns: list[int]) -> None:
-        self.durations_ns.setdefault(stage, []).extend(durations_ns)
-
-    def record_share(self, stage: Stage, share_ns: int, n: int) -> None:
-        self.record_all(stage, [share_ns] * n)
 
 
 class MemoryClient:

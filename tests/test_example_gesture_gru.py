@@ -21,7 +21,7 @@ from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import ManualClock, MemoryRecorder
+from edge_runtime.testing import ManualClock
 from export import recipe as recipes
 
 pytestmark = pytest.mark.torch
@@ -208,7 +208,6 @@ def test_the_pipeline_sees_the_windows_that_were_simulated(example: Example) -> 
         decode=make_decoder(settings.source, 6),
         predictor=Watching(),
         decider=Decider(DecideSettings(), labels=labels),
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
         clock=ManualClock().clock(),

@@ -26,7 +26,7 @@ from edge_runtime.stream.decode import make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.recording import Recording
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import ManualClock, MemoryRecorder
+from edge_runtime.testing import ManualClock
 from export import recipe as recipes
 
 pytestmark = pytest.mark.torch
@@ -115,7 +115,6 @@ def pipeline(example: Example) -> Pipeline:
         decode=make_decoder(settings.source, 1),
         predictor=Untrained(),
         decider=Decider(settings.decide, labels=(), threshold=THRESHOLD),
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
         clock=ManualClock().clock(),

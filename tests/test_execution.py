@@ -105,7 +105,6 @@ class Run:
             decode=make_decoder(SourceSettings(topic="in/+machine", path="v", seq_field="n"), 2),
             predictor=session,
             decider=Decider(DecideSettings(alarm_on="moving", score=0.5, k=2, n=3), labels=MANIFEST.labels),
-            recorder=NoRecorder(),
             ledger=self.ledger,
             run_id="run",
             max_age_ns=MAX_AGE_NS,

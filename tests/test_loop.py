@@ -74,7 +74,6 @@ class Bench:
             decode=make_decoder(SourceSettings(topic="in/+machine"), 2),
             predictor=self.model,
             decider=Decider(DecideSettings(alarm_on="moving"), labels=MANIFEST.labels),
-            recorder=recorder,
             ledger=self.ledger,
             run_id="run",
             clock=self.clock.clock(),

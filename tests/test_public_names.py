@@ -11,7 +11,7 @@ PUBLIC = {
     "edge_runtime": ["__version__"],
     "export": [],
     "export.recipe": ["Budget", "InputSpec", "Progress", "Recipe", "Split", "Splits", "load", "require_tools"],
-    "edge_runtime.testing": ["ManualClock", "MemoryClient", "MemoryRecorder", "ModelOfMeans"],
+    "edge_runtime.testing": ["ManualClock", "MemoryClient", "ModelOfMeans"],
 }
 ROOMS = ["stream", "model", "delivery", "monitor", "mqtt", "device", "demo", "top"]
 

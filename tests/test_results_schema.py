@@ -24,7 +24,7 @@ from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import MemoryRecorder, ModelOfMeans
+from edge_runtime.testing import ModelOfMeans
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "docs" / "schemas"
@@ -59,7 +59,6 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
         decode=make_decoder(SourceSettings(topic="t"), 2),
         predictor=ModelOfMeans() if labels else FirstOfMeans(),
         decider=Decider(DecideSettings(alarm_on=alarm_on), labels=labels, threshold=0.5),
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
     )

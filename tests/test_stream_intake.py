@@ -12,6 +12,7 @@ import pytest
 from bundles import means_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turns import columns
 
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.records import Floats, Message, Queued, Rows, Turn
@@ -21,7 +22,7 @@ from edge_runtime.stream.intake import MOST_APART, TOGETHER_FROM
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.rows import make_rows_decoder
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import ManualClock, MemoryRecorder, ModelOfMeans
+from edge_runtime.testing import ManualClock, ModelOfMeans
 
 NUMBERED = SourceSettings(topic="t", path="v", seq_field="n")
 COUNTED = SourceSettings(topic="t", path="v")
@@ -41,7 +42,7 @@ class Bench:
 
     def __init__(self, source: SourceSettings, *, together: bool, rate_hz: float | None = None, **options: Any) -> None:
         window = options.pop("window", WindowSettings(samples=4, hop=2))
-        self.clock, self.recorder, self.ledger = ManualClock(monotonic_ns=1000 * S), MemoryRecorder(), Ledger()
+        self.clock, self.ledger = ManualClock(monotonic_ns=1000 * S), Ledger()
         self.asked: list[int] = []
         self.pipeline = Pipeline(
             "p",
@@ -51,7 +52,6 @@ class Bench:
             decode_rows=self._counted(make_rows_decoder(source, 2)) if together else None,
             predictor=Model(),
             decider=Decider(DecideSettings(alarm_on="moving", score=0.6, release=0.4), labels=("still", "moving")),
-            recorder=self.recorder,
             ledger=self.ledger,
             run_id="run",
             clock=self.clock.clock(),
@@ -249,11 +249,11 @@ def test_a_hole_left_by_a_retained_message_that_others_gave_way_to_is_known_as_o
 @pytest.mark.parametrize("n", [1, TOGETHER_FROM])
 def test_stage_columns_hold_every_message_and_every_window(n: int) -> None:
     bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1))
-    bench.run([sample(i, at_s=997.0) for i in range(n)] + [sample(n, retain=True)])
+    found = columns(bench.run([sample(i, at_s=997.0) for i in range(n)] + [sample(n, retain=True)]))
 
-    lengths = {stage: len(column) for stage, column in bench.recorder.durations_ns.items()}
+    lengths = {stage: len(column) for stage, column in found.items()}
     assert lengths == {"queue": n + 1, "decode": n, "window": n, "wait": n, "infer": n, "decide": n}
-    assert bench.recorder.durations_ns["queue"] == [0] + [3 * S] * n
+    assert found["queue"] == [0] + [3 * S] * n
 
 
 @pytest.mark.parametrize("n", [1, TOGETHER_FROM])
@@ -266,7 +266,7 @@ def test_a_window_waits_from_its_cut_to_its_run(n: int) -> None:
     bench.pipeline.emit(turn)
 
     assert [(r.lat_ms.queue, r.lat_ms.wait, r.lat_ms.infer) for r in turn.results] == [(2000.0, 500.0, 0.0)] * n
-    assert bench.recorder.durations_ns["wait"] == [S // 2] * n
+    assert columns(turn)["wait"] == [S // 2] * n
     assert (turn.emitted_ns, turn.decided_ns) == ([998 * S] * n, int(1004.5 * S))
 
 
@@ -275,12 +275,10 @@ def test_the_way_from_the_sensor_is_timed_only_where_its_clock_can_be_trusted(n:
     bench = Bench(TIMED, together=True)
     sent_s = (bench.clock.unix_ns - bench.clock.monotonic_ns) / S + 1000.0 - 0.25
     samples = [message({"n": i, "t": sent_s, "v": [0, 1]}) for i in range(2 * n)]
-    bench.run(samples[:n])
-    assert "transit" not in bench.recorder.durations_ns
+    assert "transit" not in columns(bench.run(samples[:n]))
 
     bench.pipeline.transit = True
-    bench.run(samples[n:])
-    assert bench.recorder.durations_ns["transit"] == pytest.approx([S // 4] * n, abs=1000)
+    assert columns(bench.run(samples[n:]))["transit"] == pytest.approx([S // 4] * n, abs=1000)
 
 
 @pytest.mark.parametrize(("rate_hz", "transit_s"), [(10.0, 0.5), (None, 0.8)])
@@ -288,6 +286,6 @@ def test_the_way_from_the_sensor_begins_with_the_last_sample_where_the_rate_is_k
     bench = Bench(TIMED, together=True, rate_hz=rate_hz)
     bench.pipeline.transit = True
     sent_s = (bench.clock.unix_ns - bench.clock.monotonic_ns) / S + 1000.0 - 0.8
-    bench.run([message({"n": 0, "t": sent_s, "v": [[0, 1]] * 4})])
+    turn = bench.run([message({"n": 0, "t": sent_s, "v": [[0, 1]] * 4})])
 
-    assert bench.recorder.durations_ns["transit"] == pytest.approx([transit_s * S], abs=1000)
+    assert columns(turn)["transit"] == pytest.approx([transit_s * S], abs=1000)

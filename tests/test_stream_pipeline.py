@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from bundles import means_manifest
+from turns import columns
 
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.records import Message, Properties, Queued, Result, StageTimes, Turn
@@ -13,7 +14,7 @@ from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import ManualClock, MemoryRecorder, ModelOfMeans
+from edge_runtime.testing import ManualClock, ModelOfMeans
 
 MANIFEST = means_manifest(length=4, hop=4)
 
@@ -24,7 +25,7 @@ class Bench:
     def __init__(
         self, *, layout: str = "NTC", decide: DecideSettings | None = None, numbered: bool = True, **options: object
     ) -> None:
-        self.clock, self.recorder, self.ledger, self.model = ManualClock(), MemoryRecorder(), Ledger(), ModelOfMeans()
+        self.clock, self.ledger, self.model = ManualClock(), Ledger(), ModelOfMeans()
         source = SourceSettings(topic="t", seq_property="n" if numbered else "", max_payload_bytes=10_000)
         window = options.pop("window", WindowSettings(samples=4, hop=4))
         spec = msgspec.structs.replace(MANIFEST.input, layout=layout, length=window.samples)
@@ -35,7 +36,6 @@ class Bench:
             decode=make_decoder(source, 2),
             predictor=self.model,
             decider=Decider(decide or DecideSettings(), labels=MANIFEST.labels),
-            recorder=self.recorder,
             ledger=self.ledger,
             run_id="run",
             clock=self.clock.clock(),
@@ -93,9 +93,9 @@ def test_a_result_says_what_when_and_how_long() -> None:
 
 def test_every_stage_is_recorded() -> None:
     bench = Bench()
-    bench.run(bench.message(STILL))
+    turn = bench.run(bench.message(STILL))
 
-    assert set(bench.recorder.durations_ns) == {"queue", "decode", "window", "wait", "infer", "decide"}
+    assert set(columns(turn)) == {"queue", "decode", "window", "wait", "infer", "decide"}
 
 
 def test_result_ids_are_the_same_in_every_run_and_differ_between_windows() -> None:
@@ -260,9 +260,7 @@ def test_scores_that_are_no_numbers_are_dropped_and_counted() -> None:
     turn = bench.run(bench.message(STILL), bench.message(STILL))
 
     assert turn.window_drops == {("a", "not_finite"): 1}
-    assert {stage: len(column) for stage, column in bench.recorder.durations_ns.items() if len(column) == 1} == {
-        "decide": 1
-    }
+    assert [stage for stage, column in columns(turn).items() if len(column) == 1] == ["decide"]
     assert labels(turn.results) == [("a", "moving")]
 
 

@@ -18,7 +18,7 @@ from edge_runtime.stream.decode import SourceSettings, make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.segments import Segments
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import ManualClock, MemoryRecorder, ModelOfMeans
+from edge_runtime.testing import ManualClock, ModelOfMeans
 
 MANIFEST = means_manifest(length=2, hop=2, rate_hz=10.0)
 SOURCE = SourceSettings(topic="t", path="v", seq_field="n", time_field="t")
@@ -43,7 +43,6 @@ def pipeline(decide: DecideSettings = ALARM, **options: object) -> Pipeline:
         decode=make_decoder(SOURCE, 2),
         predictor=Model(),
         decider=Decider(decide, labels=MANIFEST.labels),
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
         clock=ManualClock().clock(),

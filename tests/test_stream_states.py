@@ -20,7 +20,6 @@ from edge_runtime.stream.decode import SourceSettings, make_decoder
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.states import StateSettings, StreamStates, rounds
 from edge_runtime.stream.window import WindowSettings
-from edge_runtime.testing import MemoryRecorder
 
 
 class Sums:
@@ -111,7 +110,6 @@ def pipeline(path: Path, *, lead_in: int = 0) -> Pipeline:
         predictor=session,
         states=StreamStates(session, StateSettings()),
         decider=Decider(DecideSettings(), labels=("still", "moving")),
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
     )

@@ -19,6 +19,14 @@ def turn(*, received_ms: list[int], decided_ms: int, pipeline: str = "vibration"
     return found
 
 
+def columns(turn: Turn) -> dict[str, list[int]]:
+    """Every duration a turn has spent, in ns, by stage."""
+    found: dict[str, list[int]] = {}
+    for stage, durations_ns, times in turn.spent:
+        found.setdefault(stage, []).extend(durations_ns * times)
+    return found
+
+
 def _window(stream: str, received_ns: int) -> Window:
     return Window(
         stream=stream,

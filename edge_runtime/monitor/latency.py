@@ -190,7 +190,7 @@ class Recorder(Protocol):
 
     def record_all(self, stage: Timed, durations_ns: list[int]) -> None: ...
 
-    def record_share(self, stage: Timed, share_ns: int, n: int) -> None: ...
+    def record_turn(self, turn: Turn) -> None: ...
 
     def written(self, turn: Turn, written_ns: int) -> None: ...
 
@@ -200,7 +200,7 @@ class NoRecorder:
 
     def record_all(self, stage: Timed, durations_ns: list[int]) -> None: ...
 
-    def record_share(self, stage: Timed, share_ns: int, n: int) -> None: ...
+    def record_turn(self, turn: Turn) -> None: ...
 
     def written(self, turn: Turn, written_ns: int) -> None: ...
 
@@ -249,6 +249,14 @@ class StageRecorder:
         pending.fromlist(durations_ns)
         if len(pending) >= most:
             self._fold(stage)
+
+    def record_turn(self, turn: Turn) -> None:
+        """Count what the stages of a turn cost."""
+        for stage, durations_ns, times in turn.spent:
+            if times == 1:
+                self.record_all(stage, durations_ns)
+            else:
+                self.record_share(stage, durations_ns[0], times)
 
     def record_share(self, stage: Timed, share_ns: int, n: int) -> None:
         """Count a duration n times: of so many messages or windows that each took its share of a whole."""

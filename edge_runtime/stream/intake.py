@@ -20,7 +20,6 @@ from edge_runtime.records import (
     Queued,
     Rows,
     Samples,
-    Stage,
     Turn,
     Window,
 )
@@ -64,8 +63,6 @@ class Intake:
         window: WindowSettings,
         decode: Decoder,
         decode_rows: RowsDecoder | None,
-        record_all: Callable[[Stage, list[int]], None],
-        record_share: Callable[[Stage, int, int], None],
         ledger: Ledger,
         run_id: str,
         memory: int,
@@ -78,7 +75,6 @@ class Intake:
         self.transit = False
         self._pipeline, self._spec, self._window = pipeline, spec, window
         self._decode, self._decode_rows = decode, decode_rows or _no_rows
-        self._record_all, self._record_share = record_all, record_share
         self._ledger, self._now_ns = ledger, now_ns
         self._run_id, self._memory = run_id, memory
         self._max_windows, self._max_age_ns = max_windows, max_age_ns or sys.maxsize
@@ -100,7 +96,7 @@ class Intake:
             if accepted.stream not in marks:
                 marks[accepted.stream] = self.streams[accepted.stream].sequence.mark
         if self._transit_ns:
-            self._record_all("transit", self._transit_ns)
+            turn.spent.append(("transit", self._transit_ns, 1))
             self._transit_ns = []
 
     def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> tuple[Sequence[Queued], dict[str, int]]:
@@ -133,12 +129,12 @@ class Intake:
         turn.messages.append(Queued(stream, messages))
         for message in messages:
             _add(turn.dropped, (stream, "stale_retained" if message.retain else "expired"))
-        self._record_all("queue", [turn.taken_ns - message.received_ns for message in messages])
+        turn.spent.append(("queue", [turn.taken_ns - message.received_ns for message in messages], 1))
         return sum([not message.retain for message in messages])
 
     def _take_each(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
         """One after the other. What begins begins when the one before it ended: one reading of the clock for both."""
-        now_ns, record_all = self._now_ns, self._record_all
+        now_ns = self._now_ns
         queue_ns: list[int] = []
         decode_ns: list[int] = []
         window_ns: list[int] = []
@@ -157,9 +153,7 @@ class Intake:
             window_ns.append(end_ns - decoded_ns)
             if windows:
                 turn.times_ns += [(waited_ns, decoded_ns - start_ns, end_ns - decoded_ns, end_ns)] * len(windows)
-        record_all("queue", queue_ns)
-        record_all("decode", decode_ns)
-        record_all("window", window_ns)
+        turn.spent += ("queue", queue_ns, 1), ("decode", decode_ns, 1), ("window", window_ns, 1)
 
     def _until_full(self, turn: Turn, runs: Sequence[Queued]) -> Iterator[tuple[Stream, Queued, Message]]:
         """One message after the other until the turn holds all the windows it may; the rest is left over."""
@@ -198,9 +192,8 @@ class Intake:
         decode_ns, window_ns = (decoded_ns - taken_ns) // len(messages), (end_ns - decoded_ns) // len(messages)
         cut_ns, n = taken_ns + decode_ns + window_ns, sum([len(accepted.messages) for accepted in turn.accepted])
         turn.times_ns += [(taken_ns - window.received_ns, decode_ns, window_ns, cut_ns) for window in turn.windows]
-        self._record_all("queue", [taken_ns - message.received_ns for message in messages])
-        self._record_share("decode", decode_ns, n)
-        self._record_share("window", window_ns, n)
+        waited_ns = [taken_ns - message.received_ns for message in messages]
+        turn.spent += ("queue", waited_ns, 1), ("decode", [decode_ns], n), ("window", [window_ns], n)
         return True
 
     def _decode_together(self, messages: Sequence[Message]) -> Rows | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from edge_runtime.records import Floats, InputSpec, Prediction, Queued, Stage, Turn
+from edge_runtime.records import Floats, InputSpec, Prediction, Queued, Turn
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
@@ -23,17 +23,6 @@ class Predictor(Protocol):
     model_id: str
 
     def predict(self, inputs: Floats) -> Floats: ...
-
-
-class Recorder(Protocol):
-    """Takes what a stage cost, once a turn: the ns of every message or window of the turn that went through it.
-
-    record_share: n of them took the same.
-    """
-
-    def record_all(self, stage: Stage, durations_ns: list[int]) -> None: ...
-
-    def record_share(self, stage: Stage, share_ns: int, n: int) -> None: ...
 
 
 class Clock(NamedTuple):
@@ -56,7 +45,6 @@ class Pipeline:
         decode_rows: RowsDecoder | None = None,
         predictor: Predictor,
         decider: Decider,
-        recorder: Recorder,
         ledger: Ledger,
         run_id: str,
         memory: int = 1024,
@@ -82,8 +70,6 @@ class Pipeline:
             window=window,
             decode=decode,
             decode_rows=decode_rows,
-            record_all=recorder.record_all,
-            record_share=recorder.record_share,
             ledger=ledger,
             run_id=run_id,
             memory=memory,
@@ -96,8 +82,6 @@ class Pipeline:
             samples=window.samples,
             decider=decider,
             on_change=publish == "change",
-            record_all=recorder.record_all,
-            record_share=recorder.record_share,
             now_ns=clock.monotonic_ns,
         )
         self._pool = InputPool(spec)

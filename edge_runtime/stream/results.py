@@ -9,7 +9,7 @@ from math import isfinite
 
 import msgspec
 
-from edge_runtime.records import Prediction, Result, Stage, StageTimes, StateChange, Turn, Window
+from edge_runtime.records import Prediction, Result, StageTimes, StateChange, Turn, Window
 from edge_runtime.stream.decide import Alarm, Decider, Decision
 from edge_runtime.stream.segments import Segments
 
@@ -37,14 +37,11 @@ class Results:
         samples: int,
         decider: Decider,
         on_change: bool,
-        record_all: Callable[[Stage, list[int]], None],
-        record_share: Callable[[Stage, int, int], None],
         now_ns: Callable[[], int],
     ) -> None:
         """samples: of a window. on_change: only a new label or alarm is told."""
         self._pipeline, self._samples, self._on_change = pipeline, samples, on_change
         self._decider, self._now_ns = decider, now_ns
-        self._record_all, self._record_share = record_all, record_share
         self._id = blake2b(f"{pipeline}|".encode(), digest_size=16)
         self._segments = Segments()
         self._told: dict[str, tuple[str, bool | None]] = {}
@@ -62,8 +59,7 @@ class Results:
         decide_ns = (decided_ns - start_ns) // len(turn.windows)
         decided = zip(windows, decisions, alarms, times_ns, strict=True)
         self._add_results(turn, prediction, decide_ns, decided)
-        self._record_share("infer", prediction.infer_ns, len(turn.windows))
-        self._record_share("decide", decide_ns, len(windows))
+        turn.spent += ("infer", [prediction.infer_ns], len(turn.windows)), ("decide", [decide_ns], len(windows))
 
     def _add_results(
         self,
@@ -102,7 +98,7 @@ class Results:
             if is_news:
                 results.append(result)
                 emitted_ns.append(window.received_ns)
-        self._record_all("wait", waits_ns)
+        turn.spent.append(("wait", waits_ns, 1))
 
     def _finite(
         self, turn: Turn, rows: list[Scores], started_ns: int
@@ -116,7 +112,7 @@ class Results:
         for window, is_finite, (*_, cut_ns) in zip(turn.windows, finite, turn.times_ns, strict=True):
             stream = window.stream
             if not is_finite:
-                self._record_share("wait", started_ns - cut_ns, 1)
+                turn.spent.append(("wait", [started_ns - cut_ns], 1))
                 key = stream, "not_finite"
                 turn.window_drops[key] = turn.window_drops.get(key, 0) + 1
                 if window.fresh or window.gap:

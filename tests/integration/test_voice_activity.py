@@ -26,7 +26,7 @@ from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session, SessionSettings, load_onnxruntime
 from edge_runtime.records import Message, Properties, Queued, State
 from edge_runtime.stream.pipeline import Pipeline
-from edge_runtime.testing import ManualClock, MemoryRecorder
+from edge_runtime.testing import ManualClock
 from export.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +212,6 @@ def pipeline(bundle: Path) -> tuple[Pipeline, list[int]]:
         "voice",
         session,
         path="device.toml",
-        recorder=MemoryRecorder(),
         ledger=Ledger(),
         run_id="run",
         clock=ManualClock().clock(),

@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def _is_readable_file(name: str) -> bool:
-    return Path(name).is_file() and os.access(name, os.R_OK)
+    return os.path.isfile(name) and os.access(name, os.R_OK)  # noqa: PTH113  Path raises for some names
 
 
 if __name__ == "__main__":

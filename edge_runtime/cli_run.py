@@ -19,9 +19,12 @@ FAILED, WRONG_USAGE = 1, 2
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """What the command returns; an error raised on purpose is one line on stderr."""
+    """What the command returns; an error raised on purpose is one line on stderr, a reader that has gone is none."""
     try:
         return command()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        return FAILED
     except EdgeRuntimeError as error:
         sys.stderr.write(f"error: {error}\n")
         return WRONG_USAGE if isinstance(error, ConfigError) else FAILED
@@ -39,25 +42,23 @@ def run(config: Path, *, as_json: bool) -> int:
         to_stderr()
         daemon = Daemon(load(config), str(config))
     summary = daemon.run(stop)
-    import click
     import msgspec
 
     from edge_runtime import report
 
-    click.echo(msgspec.json.encode(summary) if as_json else report.summary(summary))
+    sys.stdout.buffer.write((msgspec.json.encode(summary) if as_json else report.summary(summary).encode()) + b"\n")
+    sys.stdout.flush()
     code = 0 if summary.balanced else FAILED
     if not summary.drained:
-        sys.stdout.flush()
         os._exit(code)  # a model may still be running on the worker, which ONNX Runtime does not survive at exit
     return code
 
 
 @contextmanager
 def _collecting_nothing() -> Iterator[None]:
-    """What a start makes stays: the collector would look through it again and again, and find nothing."""
+    """What a start makes stays, and is frozen at its end: until then the collector would find nothing in it."""
     gc.disable()
     try:
         yield
-        gc.freeze()
     finally:
         gc.enable()

@@ -39,14 +39,6 @@ class Connection:
         self.acks = Acknowledgements()
 
 
-class _Sent(NamedTuple):
-    """A turn whose results were handed to the publisher. last: token of the last one."""
-
-    turn: Turn
-    recorder: Recorder
-    last: int
-
-
 class Lane:
     """One pipeline in the loop: what waits for it and its turns in flight."""
 
@@ -56,6 +48,14 @@ class Lane:
         self.pipeline, self.queue, self.recorder, self.connection = pipeline, queue, recorder, connection
         self.inline = inline
         self.in_flight: deque[Turn] = deque()
+
+
+class _Ended(NamedTuple):
+    """A turn whose results were handed to the publisher. last: token of the last one, 0 when there is none."""
+
+    lane: Lane
+    turn: Turn
+    last: int
 
 
 class Loop:
@@ -85,8 +85,8 @@ class Loop:
         self._state_tokens: dict[int, str] = {}
         self._states: dict[str, Outgoing] = {}
         self._refused_states: set[str] = set()
-        self._ended: list[tuple[Lane, Turn]] = []
-        self._unwritten: deque[_Sent] = deque()
+        self._ended: list[_Ended] = []
+        self._unwritten: deque[_Ended] = deque()
         self._written = self._polled_ns = 0
         self.publish_refusals = 0
 
@@ -112,8 +112,10 @@ class Loop:
             self._end_turn(lane, lane.in_flight.popleft())
         for connection in self._connections:
             connection.client.flush()
-        self._note_written()
-        self._settle()
+        written_ns = self._now_ns()
+        if self._ended:
+            self._settle()
+        self._note_written(written_ns)
         self.confirm()
 
     def drain(self, deadline_ns: int) -> bool:
@@ -230,15 +232,21 @@ class Loop:
             lane.connection.acks.settled(queued.messages)
         self._acknowledge(lane.connection)
         self._publish_turn(lane, turn)
-        self._ended.append((lane, turn))
 
     def _settle(self) -> None:
         """Account for the turns that have ended, after their results have left: nobody waits for that."""
-        for lane, turn in self._ended:
+        ended, self._ended = self._ended, []
+        for lane, turn, last in ended:
+            if turn.results:
+                tokens = range(last - len(turn.results) + 1, last + 1)
+                streams = [(turn.pipeline, result.stream) for result in turn.results]
+                self._waiting.update(zip(tokens, streams, strict=True))
+                if self._publications.result_qos[turn.pipeline]:
+                    self._left_ns.update(dict.fromkeys(tokens, NOT_YET))
+                self._unwritten.append(_Ended(lane, turn, last))
             self._ledger.settle(turn)
             lane.recorder.record_turn(turn)
             turn.messages, turn.accepted, turn.spent = [], [], []  # none of it need wait for the broker
-        self._ended.clear()
 
     def _acknowledge(self, connection: Connection) -> None:
         ids = connection.acks.ready()
@@ -246,14 +254,10 @@ class Loop:
             connection.client.acknowledge(connection.acks.epoch, ids)
 
     def _publish_turn(self, lane: Lane, turn: Turn) -> None:
-        publish = self._publisher.publish
+        publish, last = self._publisher.publish, 0
         if turn.results:
             last = self._publisher.publish_all(self._publications.results(turn.results))
-            tokens = range(last - len(turn.results) + 1, last + 1)
-            self._waiting.update(zip(tokens, [(turn.pipeline, result.stream) for result in turn.results], strict=True))
-            if self._publications.result_qos[turn.pipeline]:
-                self._left_ns.update(dict.fromkeys(tokens, NOT_YET))
-            self._unwritten.append(_Sent(turn, lane.recorder, last))
+        self._ended.append(_Ended(lane, turn, last))
         for change in turn.state_changes:
             self._publish_state(self._publications.state_change(turn.pipeline, change))
         for segment in turn.events:
@@ -270,19 +274,18 @@ class Loop:
             if outgoing is not None:
                 self.publish(outgoing)
 
-    def _note_written(self) -> None:
+    def _note_written(self, now_ns: int) -> None:
         """Time what has left; a turn when all its results have, as some may have to wait for the broker."""
         written = self._publisher.written
         if written == self._written:
             return
-        now_ns = self._now_ns()
         if self._left_ns:
             tokens = range(self._written + 1, written + 1)
             self._left_ns.update({token: now_ns for token in tokens if token in self._left_ns})
         self._written = written
         while self._unwritten and self._unwritten[0].last <= written:
-            sent = self._unwritten.popleft()
-            sent.recorder.written(sent.turn, now_ns)
+            lane, turn, _ = self._unwritten.popleft()
+            lane.recorder.written(turn, now_ns)
 
     def confirm(self) -> None:
         """Account for what the broker has answered, and for what was written at QoS 0."""
@@ -292,7 +295,7 @@ class Loop:
         if failed:
             for token, reason in failed:
                 self._note_failed(token, reason.partition(":")[0][:REASON_CHARACTERS])
-            self._unwritten = deque(sent for sent in self._unwritten if sent.last in self._waiting)
+            self._unwritten = deque(ended for ended in self._unwritten if ended.last in self._waiting)
 
     def _note_delivered(self, tokens: list[int]) -> None:
         streams = [self._waiting.pop(token, NOT_A_RESULT) for token in tokens]

@@ -140,7 +140,7 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 class Window(msgspec.Struct, frozen=True, gc=False):
     """The most recent ``length`` samples of one stream.
 
-    values: the model's layout of (length, channels) float32, in physical units; kept until its turn is settled.
+    values: the model's layout of (length, channels) float32, in physical units; kept until its turn was emitted.
     first_seq, last_seq: message numbers of the first and the completing message (the producer's, or a count).
     t0_unix_ns, t1_unix_ns: time of the first and the last sample; by_receipt says they are the device's
     receipt times because the sensor gave none.
@@ -292,7 +292,8 @@ class SequenceMark(msgspec.Struct, frozen=True):
 class Queued(msgspec.Struct, frozen=True, gc=False):
     """Consecutive messages of one stream that wait, undecoded, for their pipeline; at least one.
 
-    given_up: messages of the stream that had to give way right before the first one.
+    messages: nobody changes the list, which pipelines share. given_up: messages of the stream that had to give way
+    right before the first one.
     """
 
     stream: str
@@ -317,10 +318,11 @@ class Turn(msgspec.Struct):
 
     Filled by ingest (accepted .. marks), predict (prediction, model_states) and emit (results .. segments), in that
     order; settled once, whatever it holds.
-    messages: what it took; left_over: what it had no room for. accepted: every input the windower took; windows: what
-    it cut; both in the order of each stream. inputs: (windows, ...) float32 in the model's layout. times_ns: per
-    window, what its completing message cost in (queue, decode, window), and when it was cut.
-    spent: what the stages cost, in ns, and how many messages or windows each figure stands for.
+    messages: what it took; left_over: what it had no room for, one run a stream. accepted: every input the windower
+    took; windows: what it cut; both in the order of each stream. inputs: (windows, ...) float32 in the model's layout.
+    times_ns: per window, what its completing message cost in (queue, decode, window), and when it was cut.
+    spent: what the stages cost, in ns, and how many messages or windows each figure stands for, one figure where those
+    are several. messages, accepted and spent are emptied when it is settled.
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last message
     was received. decided_ns: when the results were decided. unchanged: results not published because nothing changed,
     per stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_an_error_of_the_start_is_the_same_whether_click_was_asked_or_not(tmp_pa
         (["run"], "Missing argument 'CONFIG'"),
         (["run", __file__, "--jsn"], "No such option"),
         (["runs", __file__], "No such command"),
+        (["run", "n" * 300], "does not exist"),
     ],
 )
 def test_what_is_not_plainly_a_start_is_explained_by_click(arguments: list[str], said: str) -> None:
@@ -85,6 +87,25 @@ def test_a_start_that_fails_leaves_the_garbage_collector_as_it_was() -> None:
     assert enabled == [False]
     assert gc.isenabled()
     assert gc.get_freeze_count() == frozen
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_summary_that_nobody_reads_is_no_error_to_tell(tmp_path: Path, form: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "edge_runtime", "run", str(write_config(tmp_path, NOWHERE)), *form]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        assert process.stderr is not None
+        said = [process.stderr.readline()]
+        while '"started"' not in said[-1]:
+            said.append(process.stderr.readline())
+            assert said[-1], said
+        process.terminate()
+        said += process.stderr.readlines()
+
+    assert process.returncode == 1
+    assert [line for line in said if not line.startswith("{")] == []
 
 
 @pytest.mark.broker

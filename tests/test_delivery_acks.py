@@ -57,6 +57,15 @@ def test_qos_0_needs_no_acknowledgement() -> None:
     assert acks.ready() == [3]
 
 
+def test_a_packet_id_is_used_again_after_its_acknowledgement() -> None:
+    acks = Acknowledgements()
+    for _ in range(2):
+        arrive(acks, [message(3)])
+        assert acks.ready() == []
+        acks.settled([message(3)])
+        assert acks.ready() == [3]
+
+
 def test_an_id_that_comes_twice_is_acknowledged_once_when_both_are_settled() -> None:
     acks = Acknowledgements()
     arrive(acks, [message(5), message(6), message(5)])

@@ -102,11 +102,22 @@ def test_what_is_put_back_is_next_in_its_stream() -> None:
 def test_what_was_put_back_comes_before_other_streams() -> None:
     subject = queue()
     subject.offer([queued(stream, n) for n in range(3) for stream in "abc"])
-    taken = subject.take(9)
+    a, b, c = subject.take(9)
     subject.offer([queued("a", 3)])
-    subject.put_back(taken[7:])
+    subject.put_back([c, Queued("b", b.messages[1:])])
 
-    assert told(subject.take(2)) == [("b", [2]), ("c", [2])]
+    assert told([a]) == [("a", [0, 1, 2])]
+    assert told(subject.take(2)) == [("c", [0]), ("b", [1])]
+    assert told(subject.take(9)) == [("a", [3]), ("c", [1, 2]), ("b", [2])]
+
+
+def test_a_take_of_all_has_one_run_a_stream_and_leaves_what_was_offered_as_it_was() -> None:
+    subject, first = queue(), queued("a", 0)
+    subject.offer([first, queued("b", 0)])
+    subject.offer([queued("a", 1)])
+
+    assert told(subject.take(9)) == [("a", [0, 1]), ("b", [0])]
+    assert told([first]) == [("a", [0])]
 
 
 @given(st.lists(st.one_of(st.sampled_from("abc"), st.integers(0, 5)), max_size=200))

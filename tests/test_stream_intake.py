@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -142,14 +143,14 @@ def played(steps: list[tuple[str, str, float]]) -> list[Queued]:
 
 
 def in_runs(messages: Sequence[Queued]) -> list[Queued]:
-    """The same, each with those of its stream that follow it."""
-    found: list[Queued] = []
+    """One run a stream, as the queue hands them out: only before its first message may others have given way."""
+    found: dict[str, Queued] = {}
     for one in messages:
-        if found and found[-1].stream == one.stream and not one.given_up:
-            found[-1].messages.extend(one.messages)
+        if one.stream in found:
+            found[one.stream].messages.extend(one.messages)
         else:
-            found.append(Queued(one.stream, [*one.messages], one.given_up))
-    return found
+            found[one.stream] = Queued(one.stream, [*one.messages], one.given_up)
+    return list(found.values())
 
 
 @settings(deadline=None, max_examples=150)
@@ -169,16 +170,13 @@ def in_runs(messages: Sequence[Queued]) -> list[Queued]:
 )
 def test_streams_see_the_same_together_as_one_after_the_other(steps, cuts, source, **options) -> None:
     options |= {"max_age_ns": 60 * S, "memory": 16}
-    together, each, singly = (Bench(source, together=together, **options) for together in (True, False, True))
+    together, each = (Bench(source, together=together, **options) for together in (True, False))
     messages = played(steps)
 
     for n in cuts:
-        turn, messages = messages[:n], messages[n:]
-        wanted = told(each.run(in_runs(turn)))
-        assert told(together.run(in_runs(turn))) == wanted
-        assert told(singly.run(turn)) == wanted
-        ledgers = [bench.ledger.snapshot({}, {}, {}) for bench in (each, together, singly)]
-        assert ledgers == [ledgers[0]] * 3
+        runs, messages = in_runs(messages[:n]), messages[n:]
+        assert told(together.run(runs)) == told(each.run(runs))
+        assert together.ledger.snapshot({}, {}, {}) == each.ledger.snapshot({}, {}, {})
 
 
 def test_a_burst_of_samples_is_decoded_at_once_and_a_single_message_by_itself() -> None:
@@ -201,11 +199,11 @@ def test_a_burst_with_a_gap_is_still_decoded_at_once() -> None:
     assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 3
 
 
-def test_what_gave_way_inside_a_burst_leaves_its_hole_there() -> None:
+def test_what_gave_way_before_a_run_leaves_its_hole_there() -> None:
     for together in (True, False):
         bench = Bench(COUNTED, together=together, window=WindowSettings(samples=4, hop=4))
-        bench.run([sample(0)])
-        turn = bench.run([sample(1), sample(2), sample(3, given_up=1), sample(4), sample(5), sample(6)])
+        bench.run(in_runs([sample(0), sample(1), sample(2)]))
+        turn = bench.run(in_runs([sample(3, given_up=1), sample(4), sample(5), sample(6)]))
         assert [result.seq for result in turn.results] == [(3, 6)]
 
 
@@ -229,7 +227,17 @@ def test_messages_too_many_for_a_turn_are_never_taken_together() -> None:
     turn = bench.pipeline.ingest(in_runs([sample(n) for n in range(9)] + [sample(0, stream="b")]))
 
     assert (turn.messages, len(turn.windows), bench.asked) == (in_runs([sample(n) for n in range(5)]), 5, [])
-    assert turn.left_over == [*in_runs([sample(n) for n in range(5, 9)]), sample(0, stream="b")]
+    assert turn.left_over == [sample(0, stream="b"), *in_runs([sample(n) for n in range(5, 9)])]
+    assert turn.marks["a"].high == 4
+
+
+def test_a_turn_that_fills_up_between_two_streams_leaves_the_others_in_their_order() -> None:
+    bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1), max_windows=3)
+    runs = in_runs([sample(0), sample(0, stream="b"), sample(1), sample(1, stream="b"), sample(0, stream="c")])
+    turn = bench.pipeline.ingest(runs)
+
+    assert turn.messages == in_runs([sample(0), sample(1), sample(0, stream="b")])
+    assert turn.left_over == [sample(0, stream="c"), sample(1, stream="b")]
     held = WindowSettings(samples=8, hop=1, on_gap="hold")
     careful = Bench(NUMBERED, together=True, window=held, max_windows=32)
     careful.run([sample(n) for n in range(5)])
@@ -237,13 +245,36 @@ def test_messages_too_many_for_a_turn_are_never_taken_together() -> None:
     assert careful.asked == [4]
 
 
-def test_a_hole_left_by_a_retained_message_that_others_gave_way_to_is_known_as_ours() -> None:
-    for together in (True, False):
-        bench = Bench(NUMBERED, together=together)
-        first = [sample(n) for n in (0, 1, 2)]
-        bench.run([*first, sample(9, given_up=3, retain=True), *(sample(n) for n in (6, 7, 8, 9))])
+def test_a_hole_before_messages_that_are_too_old_is_known_as_ours() -> None:
+    for together, usable in product((True, False), (0, 4)):
+        bench = Bench(NUMBERED, together=together, max_age_ns=60 * S)
+        bench.run(in_runs([sample(n) for n in (0, 1, 2)]))
+        bench.run(in_runs([sample(6, given_up=3, at_s=900.0), *(sample(n) for n in range(7, 7 + usable))]))
+        bench.run(in_runs([sample(n) for n in range(7 + usable, 12)]))
 
-        assert bench.ledger.snapshot({}, {}, {})[0].lost_before_us == 0
+        (account,) = bench.ledger.snapshot({}, {}, {})
+        assert (account.lost_before_us, account.dropped) == (0, {"expired": 1})
+
+
+def test_what_a_turn_shares_is_divided_among_its_messages_and_windows() -> None:
+    bench = Bench(NUMBERED, together=True, window=WindowSettings(samples=1, hop=1))
+    bench.run([sample(0)])
+    decode, cut = bench.pipeline._intake._decode_rows, bench.ledger.windows_completed
+
+    def slow_decode(messages: Sequence[Message]) -> Rows | None:
+        bench.clock.advance(0.008)
+        return decode(messages)
+
+    def slow_cut(*counted: Any) -> None:
+        bench.clock.advance(0.004)
+        cut(*counted)
+
+    bench.pipeline._intake._decode_rows, bench.ledger.windows_completed = slow_decode, slow_cut
+    turn = bench.run(in_runs([sample(n, at_s=999.0) for n in range(1, 5)]))
+
+    found = columns(turn)
+    assert [found[stage] for stage in ("queue", "decode", "window")] == [[S] * 4, [2_000_000] * 4, [1_000_000] * 4]
+    assert {(r.lat_ms.queue, r.lat_ms.decode, r.lat_ms.window) for r in turn.results} == {(1000.0, 2.0, 1.0)}
 
 
 @pytest.mark.parametrize("n", [1, TOGETHER_FROM])

@@ -11,7 +11,7 @@ from edge_runtime.records import Message
 class Acknowledgements:
     """The unacknowledged messages of one connection (MQTT 5.0, section 4.6: acknowledge in order of receipt).
 
-    Messages of QoS 0, or of a past epoch, mean nothing here.
+    Messages of QoS 0 mean nothing here, nor does settling one of another epoch.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Acknowledgements:
         self._open: dict[int, int] = {}
 
     def arrived(self, messages: Sequence[Message]) -> None:
-        """Messages came in, in this order; a new epoch forgets the last one's ids.
+        """Messages came in, in this order; another epoch than before forgets the ids of that one.
 
         A broker may send an unacknowledged message twice on one connection (MQTT 3.1.1 does not forbid it); its id is
         then acknowledged once, when both are settled.

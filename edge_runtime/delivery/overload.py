@@ -38,8 +38,8 @@ class _Waiting:
 class InputQueue:
     """The waiting messages of one pipeline, a bounded queue per stream, served in turn.
 
-    As long as no bound can be met they lie in one list, in order of arrival, and a `take` of all of them is the list
-    itself; they are dealt out to their streams only when some must give way or wait for others.
+    As long as no bound can be met they lie in one list, in order of arrival; they are dealt out to their streams only
+    when some must give way or wait for others.
     """
 
     def __init__(self, settings: QueueSettings, *, max_streams: int) -> None:
@@ -97,11 +97,11 @@ class InputQueue:
         ]
 
     def take(self, limit: int) -> list[Queued]:
-        """At most limit messages, each stream in its own order; when that is not all, equal shares of the streams."""
+        """At most limit messages, one run a stream; when that is not all, equal shares of the streams."""
         if self._count <= limit and not self._serving:
             taken, self._arrived = self._arrived, []
             self._count = self._bytes = 0
-            return taken
+            return taken if len(taken) == 1 else _merged(taken)
         self._deal_out()
         runs: dict[str, Queued] = {}
         while self._serving and limit:
@@ -128,7 +128,7 @@ class InputQueue:
         return Queued(stream, messages, given_up)
 
     def put_back(self, left_over: Sequence[Queued]) -> None:
-        """What a `take` gave that could not be used: it comes first in the next one, before other streams."""
+        """What a `take` gave that could not be used, one run a stream: the first in the next one, in this order."""
         for queued in left_over:
             waiting = self._streams[queued.stream]
             waiting.messages.extendleft(reversed(queued.messages))
@@ -169,6 +169,14 @@ class InputQueue:
         self._count -= 1
         self._bytes -= len(message.payload)
         return message
+
+
+def _merged(runs: list[Queued]) -> list[Queued]:
+    """One run a stream, none of which has seen anything give way."""
+    streams: dict[str, list[Message]] = {}
+    for run in runs:
+        streams[run.stream] = [*streams.get(run.stream, ()), *run.messages]  # a run may be another pipeline's as well
+    return [Queued(stream, messages) for stream, messages in streams.items()]
 
 
 def _size(messages: Iterable[Message]) -> int:

@@ -45,7 +45,7 @@ class LaneTraffic:
         self._ends: deque[tuple[int, Entry]] = deque()
         self._held: list[Message] = []
         self._completed: list[Message] = []
-        self._heard = self._unacked = False
+        self._heard = False
         self._epoch = self._read_ns = 0
         self._mid = LAST_MID
         self._window = self._packet_limit = 0
@@ -96,7 +96,8 @@ class LaneTraffic:
             if lane.write_needs_input:
                 lane.write()
             if count:
-                self._heard = self._unacked = True
+                self._heard = True
+                self._quick_ack()
                 self._held = self._take(bytes(self._buffer[:count]))
             elif lane.ended:
                 self._let_paho_end()
@@ -134,11 +135,7 @@ class LaneTraffic:
             self._let_paho_end()
 
     def flush(self) -> None:
-        """Results go first: they carry TCP's acknowledgement of what was read, which else is a packet of its own."""
         self.write()
-        if self._unacked:
-            self._unacked = False
-            self._quick_ack()
         if self._queue.waits:
             self.pump()
 

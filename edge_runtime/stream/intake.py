@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import Protocol, TypeVar
 
 from edge_runtime.errors import DecodeError
@@ -83,14 +82,12 @@ class Intake:
         self._transit_ns: list[int] = []
 
     def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
-        """Take in messages until the turn is full. offset_ns: wall clock minus monotonic clock."""
-        runs, owed = self._without_stale(turn, runs)
+        """Take in messages until the turn is full. runs: one a stream. offset_ns: wall clock minus monotonic clock."""
+        runs = self._without_stale(turn, runs)
         n = sum([len(run.messages) for run in runs])
         several = TOGETHER_FROM <= n <= self._most_together
         if not (several and self._take_together(turn, runs, buffer, offset_ns)):
             self._take_each(turn, runs, buffer, offset_ns)
-        for stream, given_up in owed.items():
-            self._stream(stream).given_up += given_up
         marks = turn.marks
         for accepted in turn.accepted:
             if accepted.stream not in marks:
@@ -99,30 +96,25 @@ class Intake:
             turn.spent.append(("transit", self._transit_ns, 1))
             self._transit_ns = []
 
-    def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> tuple[Sequence[Queued], dict[str, int]]:
-        """Give up what is too old to be worth decoding; what is left, and what gave way behind it, per stream."""
+    def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> Sequence[Queued]:
+        """Give up what is too old to be worth decoding; what is left.
+
+        Of a run only the first messages can have expired: their hole lies before the others.
+        """
         oldest_ns = turn.taken_ns - self._max_age_ns
         found: list[Queued] = []
-        owed: dict[str, int] = {}
-
-        def is_stale(message: Message) -> bool:
-            return message.retain or message.received_ns < oldest_ns
-
         for run in runs:
-            fresh = [one for one in run.messages if one.received_ns >= oldest_ns and not one.retain]
-            if len(fresh) == len(run.messages) and not owed:
+            usable = [one for one in run.messages if one.received_ns >= oldest_ns and not one.retain]
+            if len(usable) == len(run.messages):
                 found.append(run)
                 continue
-            given_up = run.given_up + owed.pop(run.stream, 0)
-            for stale, group in groupby(run.messages, is_stale):
-                if stale:
-                    given_up += self._drop_stale(turn, run.stream, [*group])
-                else:
-                    found.append(Queued(run.stream, [*group], given_up))
-                    given_up = 0
-            if given_up:
-                owed[run.stream] = given_up
-        return found, owed
+            stale = [one for one in run.messages if one.received_ns < oldest_ns or one.retain]
+            given_up = run.given_up + self._drop_stale(turn, run.stream, stale)
+            if usable:
+                found.append(Queued(run.stream, usable, given_up))
+            else:
+                self._stream(run.stream).given_up += given_up
+        return found
 
     def _drop_stale(self, turn: Turn, stream: str, messages: list[Message]) -> int:
         """How many of them leave a hole; a retained one is not part of the stream."""
@@ -156,14 +148,17 @@ class Intake:
         turn.spent += ("queue", queue_ns, 1), ("decode", decode_ns, 1), ("window", window_ns, 1)
 
     def _until_full(self, turn: Turn, runs: Sequence[Queued]) -> Iterator[tuple[Stream, Queued, Message]]:
-        """One message after the other until the turn holds all the windows it may; the rest is left over."""
+        """One message after the other until the turn holds all the windows it may; the rest is left over.
+
+        The stream whose run was begun is the last of that, for the others to have their turn.
+        """
         for place, run in enumerate(runs):
             state = self._stream(run.stream)
             for i, message in enumerate(run.messages):
                 if len(turn.windows) >= self._max_windows:
-                    taken, rest = run.messages[:i], run.messages[i:]
+                    taken, rest, others = run.messages[:i], run.messages[i:], runs[place + 1 :]
                     turn.messages += [Queued(run.stream, taken)] if taken else []
-                    turn.left_over = [Queued(run.stream, rest, 0 if taken else run.given_up), *runs[place + 1 :]]
+                    turn.left_over = [*others, Queued(run.stream, rest)] if taken else [*runs[place:]]
                     return
                 if not i:
                     state.given_up += run.given_up

@@ -148,8 +148,7 @@ class Windower:
         n, length = len(numbers), self._length
         if self._filled + n > self._room:
             self._compact()
-        filled, due = self._filled, self._due
-        end, position = filled + n, self._base + filled
+        filled, due, end, position = self._filled, self._due, self._filled + n, self._base + self._filled
         received_ns, sensor_ns = burst.received_ns, burst.rows.sensor_unix_ns
         by_receipt = sensor_ns is None
         times_ns = [at_ns + unix_offset_ns for at_ns in received_ns] if sensor_ns is None else sensor_ns
@@ -167,12 +166,12 @@ class Windower:
                 first_seq, t0_ns, first_by_receipt = numbers[begin], times_ns[begin], by_receipt
             else:
                 _, first_seq, t0_ns, first_by_receipt = self._origin(start)
-            missing = self._missing(start, start + length) if self._held else 0
-            joined = self._joined(start, start + length) if self._joints else False
             windows.append(
                 Window(
                     stream, values, first_seq, number, t0_ns, times_ns[last], first_by_receipt, received_ns[last],
-                    missing, joined, f"{key}{number}", 0, fresh,
+                    self._missing(start, start + length) if self._held else 0,
+                    self._joined(start, start + length) if self._joints else False,
+                    f"{key}{number}", 0, fresh,
                 )
             )  # fmt: skip
             fresh = False

@@ -64,6 +64,7 @@ PLAN = (
     Case("feat64", 1, "nodelay", _all("echo naive callbacks lane", MOST, AT_1000) | _all("broker echo-batch", MOST)),
     Case("pump", 1, "nodelay", _all("echo naive callbacks lane", MOST, AT_100)),
     Case("feat64", 0, "stock", _all("echo naive lane", MOST, AT_1000)),
+    Case("samp-16", 0, "stock", _all("naive lane", MOST)),
     Case("feat64", 1, "stock", _all("echo naive callbacks lane", ONE, AT_50)),
 )
 BARE_OF = {"feat64": "feat64", **dict.fromkeys(("win", "win-raw", "samp-1", "samp-16"), "win")}

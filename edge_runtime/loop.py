@@ -235,15 +235,16 @@ class Loop:
 
     def _settle(self) -> None:
         """Account for the turns that have ended, after their results have left: nobody waits for that."""
-        ended, self._ended = self._ended, []
-        for lane, turn, last in ended:
-            if turn.results:
-                tokens = range(last - len(turn.results) + 1, last + 1)
-                streams = [(turn.pipeline, result.stream) for result in turn.results]
-                self._waiting.update(zip(tokens, streams, strict=True))
+        waiting, ended, self._ended = self._waiting, self._ended, []
+        for one in ended:
+            lane, turn, last = one
+            if last:
+                first = last - len(turn.results) + 1
+                for token, result in enumerate(turn.results, first):
+                    waiting[token] = turn.pipeline, result.stream
                 if self._publications.result_qos[turn.pipeline]:
-                    self._left_ns.update(dict.fromkeys(tokens, NOT_YET))
-                self._unwritten.append(_Ended(lane, turn, last))
+                    self._left_ns.update(dict.fromkeys(range(first, last + 1), NOT_YET))
+                self._unwritten.append(one)
             self._ledger.settle(turn)
             lane.recorder.record_turn(turn)
             turn.messages, turn.accepted, turn.spent = [], [], []  # none of it need wait for the broker

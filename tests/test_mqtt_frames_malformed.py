@@ -13,7 +13,7 @@ from scripted import packet
 
 from edge_runtime.mqtt import frames, wire
 from edge_runtime.mqtt.encode import puback_frames, publish_frame
-from edge_runtime.mqtt.frames import Cut
+from edge_runtime.mqtt.frames import TRUNCATED, Cut
 from edge_runtime.mqtt.topics import match
 from edge_runtime.records import Message, Outgoing, Properties
 
@@ -80,6 +80,13 @@ def test_a_malformed_frame_ends_the_cutting_and_what_was_ahead_of_it_is_kept(fiv
 
             assert problem
             assert found == wanted
+
+
+def test_a_topic_that_is_known_is_not_completed_by_what_follows_a_frame_too_short_for_it() -> None:
+    known = packet(0x30, b"\x00\x03abc")
+    found, problem = cut([known + packet(0x30, b"\x00\x03a") + b"bc"], five=False)
+
+    assert (len(found.messages), problem) == (1, TRUNCATED)
 
 
 def test_the_properties_that_are_not_used_are_stepped_over() -> None:

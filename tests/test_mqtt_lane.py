@@ -12,7 +12,7 @@ from paho.mqtt import client as paho
 from scripted import Scripted
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.mqtt import traffic
+from edge_runtime.mqtt import traffic, wire
 from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.lane_socket import LaneSocket, hook_problem
 from edge_runtime.records import Outgoing
@@ -200,6 +200,22 @@ def test_a_message_in_and_its_result_out_cost_one_read_and_one_write(
 
     assert counting.calls == ["recv", "send"]
     assert [first for first, _ in scripted.received(client)] == [0x40] * 4 + [0x32] * 4
+
+
+@pytest.mark.parametrize("kind", ["lane", "callbacks"])
+def test_what_was_read_is_acknowledged_by_the_kernel_at_once(
+    make_client: MakeClient, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    asked: list[socket.socket] = []
+    monkeypatch.setattr(wire, "quick_ack", lambda line: lambda: asked.append(line))
+    client = make_client(scripted.url, settings={"client": kind})
+    scripted.welcome(client)
+    asked.clear()
+    scripted.send(scripted.published(b"in/a", b"x"))
+    client._link.wait(WAIT_S, writing=False)
+    assert len(client.poll(0.0)) == 1
+
+    assert asked == [client._link.line]
 
 
 def test_a_message_that_expired_in_flight_goes_again_with_nothing_left_of_its_time(

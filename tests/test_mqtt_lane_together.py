@@ -46,6 +46,9 @@ class Line:
         self.taken += taken
         return len(taken)
 
+    def recv_into(self, _buffer: memoryview) -> int:
+        raise BlockingIOError
+
 
 class Driven:
     """A lane without a client around it. together: publish what a step holds with one call, else message by message."""
@@ -216,6 +219,76 @@ def test_what_is_to_go_again_has_not_left_and_goes_once_on_each_connection() -> 
         driven.close()
 
     assert [payload[:1] for _, payload, *_ in driven.sent[-1][:-1]] == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_message_is_unanswered_since_the_read_before_it_was_sent_on_this_connection() -> None:
+    ours, far = socket.socketpair()
+    with ours, far:
+        driven = Driven(ours, together=True)
+        driven.traffic.read(5)
+        driven.publish([Outgoing("a", bytes(550), qos=1)] * 2)
+        driven.traffic.read(7)
+        driven.publish([Outgoing("a", bytes(550), qos=1)])
+        mids = [*driven.queue.in_flight]
+        assert driven.queue.oldest_ns() == 5
+        driven.queue.answered([(mid, "") for mid in mids[:2]])
+        assert driven.queue.oldest_ns() == 7
+
+        driven.publish([Outgoing("a", bytes(550), qos=1)] * 3)
+        driven.write(10_000)
+        driven.write(10_000)
+        driven.traffic.read(10)
+        driven.reconnect(session_present=True)
+        driven.queue.answered([(mid, "") for mid in [*driven.queue.in_flight][:3]])
+        assert (len(driven.queue.again), driven.queue.oldest_ns()) == (1, None)
+        driven.traffic.read(20)
+        driven.write(10_000)
+        assert driven.queue.oldest_ns() == 20
+
+
+def test_a_message_that_is_answered_before_it_went_again_does_not_go_again() -> None:
+    ours, far = socket.socketpair()
+    with ours, far:
+        driven = Driven(ours, together=True)
+        driven.publish([Outgoing("a", b"%d" % n + bytes(550), qos=1) for n in range(4)])
+        driven.write(10_000)
+        driven.write(10_000)
+        driven.reconnect(session_present=True)
+        driven.queue.answered([(driven.queue.again[0], "")])
+        driven.write(10_000)
+        driven.write(10_000)
+        driven.close()
+
+    assert [payload[:1] for _, payload, *_ in driven.sent[1][:-1]] == [b"0", b"1", b"2"]
+
+
+def test_messages_published_together_get_packet_ids_of_their_own() -> None:
+    ours, far = socket.socketpair()
+    with ours, far:
+        driven = Driven(ours, together=True)
+        driven.publish([Outgoing("a", b"", qos=1)] * 4)
+        first, second, third, fourth = driven.queue.in_flight
+        driven.queue.answered([(mid, "") for mid in (first, second, fourth)])
+        driven.publish([Outgoing("a", b"", qos=1)] * 2)
+        assert [*driven.queue.in_flight] == [third, fourth + 1, fourth + 2]
+        driven.queue.answered([(fourth + 1, ""), (fourth + 2, "")])
+        driven.publish([Outgoing("a", b"", qos=1)] * 2)
+        assert [*driven.queue.in_flight] == [third, fourth + 3, fourth + 4]
+
+        driven.traffic._mid = first
+        driven.queue.answered([(fourth + 3, "")])
+        driven.publish([Outgoing("a", b"", qos=1)] * 2)
+        assert [*driven.queue.in_flight] == [third, fourth + 4, second, fourth]
+
+
+def test_messages_published_together_go_only_as_far_as_what_is_unwritten_leaves_room() -> None:
+    ours, far = socket.socketpair()
+    with ours, far:
+        driven = Driven(ours, together=True)
+        driven.publish([Outgoing("a", bytes(500))] * 2)
+        driven.publish([Outgoing("a", bytes(400))] * 3)
+
+        assert 1_500 <= driven.lane.queued < 1_900
 
 
 @pytest.mark.parametrize("qos", [0, 1])

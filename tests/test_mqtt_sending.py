@@ -32,8 +32,8 @@ def test_an_id_shared_by_a_written_message_and_one_in_flight_confirms_the_right_
     handed = Handed(send_queue)
     slow, quick = Sent(), Sent()
     first, second = taken(send_queue, qos=1), taken(send_queue, qos=0)
-    handed.add(first, slow, mid=7, size=10)
-    handed.add(second, quick, mid=7, size=10)
+    handed.add(first, slow, mid=7, size=10, now_ns=0)
+    handed.add(second, quick, mid=7, size=10, now_ns=0)
 
     quick.published = True
     handed.answer(7, "")
@@ -50,8 +50,8 @@ def test_a_refusal_is_not_forgotten_when_a_message_with_the_same_id_is_written_r
     send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
     handed = Handed(send_queue)
     refused, written = Sent(), Sent()
-    handed.add(taken(send_queue, qos=1), refused, mid=7, size=10)
-    handed.add(taken(send_queue, qos=0), written, mid=7, size=10)
+    handed.add(taken(send_queue, qos=1), refused, mid=7, size=10, now_ns=0)
+    handed.add(taken(send_queue, qos=0), written, mid=7, size=10, now_ns=0)
 
     refused.published = written.published = True
     handed.answer(7, "Quota exceeded")
@@ -65,8 +65,8 @@ def test_bytes_count_as_unwritten_from_the_handing_over_to_the_write() -> None:
     send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
     handed = Handed(send_queue)
     first, second = Sent(), Sent()
-    handed.add(taken(send_queue, qos=0), first, mid=1, size=10)
-    handed.add(taken(send_queue, qos=0), second, mid=2, size=30)
+    handed.add(taken(send_queue, qos=0), first, mid=1, size=10, now_ns=0)
+    handed.add(taken(send_queue, qos=0), second, mid=2, size=30, now_ns=0)
     first.published = True
     handed.collect()
     assert handed.unwritten_bytes == 30
@@ -90,6 +90,9 @@ def test_a_message_passes_by_only_an_empty_queue() -> None:
     assert send_queue.pass_by(Outgoing("a", b"")) is None
     assert send_queue.take(9) is not None
     send_queue.add_urgent(Outgoing("a", b""))
+    assert send_queue.pass_by(Outgoing("a", b"")) is None
+    assert send_queue.take(9) is not None
+    send_queue.again.append(7)
     assert send_queue.pass_by(Outgoing("a", b"")) is None
 
 
@@ -118,14 +121,32 @@ def test_the_oldest_message_in_flight_counts_from_when_it_was_sent_on_this_conne
     send_queue = SendQueue(max_waiting=9, now_ns=lambda: now[0])
     assert send_queue.oldest_ns() is None
     for mid in (1, 2):
-        entry = taken(send_queue, qos=1)
-        entry.sent_ns = 10 * mid
-        send_queue.in_flight[mid] = entry
+        send_queue.sent(mid, taken(send_queue, qos=1), 10 * mid)
     assert send_queue.oldest_ns() == 10
 
     now[0] = 100
-    send_queue.resumed()
+    send_queue.all_sent_again()
     assert send_queue.oldest_ns() == 100
+    send_queue.again.append(2)
+    send_queue.answered([(1, "")])
+    assert send_queue.oldest_ns() is None
+
+
+def test_an_answer_tells_that_its_message_was_written() -> None:
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    send_queue.pass_in_flight([Outgoing("a", b"", 1)] * 3, [7, 8, 9], 0)
+    send_queue.answered([(8, "")])
+    assert send_queue.written == 2
+    send_queue.answered([(7, "")])
+    assert send_queue.written == 2
+
+
+def test_the_fate_of_each_message_of_a_group_is_open() -> None:
+    send_queue = SendQueue(max_waiting=9, now_ns=lambda: 0)
+    send_queue.pass_unwritten([Outgoing("a", b"")] * 3)
+    send_queue.pass_in_flight([Outgoing("a", b"", 1)] * 2, [7, 8], 0)
+
+    assert len(send_queue) == 5
 
 
 class Play:

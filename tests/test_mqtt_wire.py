@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,3 +54,21 @@ def test_a_packet_is_never_larger_than_it_is_said_to_be_and_carries_every_proper
 )
 def test_a_refusal_is_named_and_a_success_is_not(code: int, reason: str) -> None:
     assert wire.refusal(code) == reason
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="TCP_QUICKACK is Linux's")
+def test_quick_ack_sets_the_option_the_kernel_has_cleared() -> None:
+    option = socket.IPPROTO_TCP, socket.TCP_QUICKACK
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        quick_ack = wire.quick_ack(sock)
+        for _ in range(2):
+            sock.setsockopt(*option, 0)
+            assert not sock.getsockopt(*option)
+            quick_ack()
+            assert sock.getsockopt(*option)
+
+
+def test_quick_ack_leaves_a_unix_socket_alone() -> None:
+    ours, far = socket.socketpair()
+    with ours, far:
+        wire.quick_ack(ours)()

@@ -39,9 +39,9 @@ class Handed:
         self._in_flight: dict[int, Handle] = {}
         self._answers: dict[int, str] = {}
 
-    def add(self, entry: Entry, handle: Handle, *, mid: int, size: int) -> None:
+    def add(self, entry: Entry, handle: Handle, *, mid: int, size: int, now_ns: int) -> None:
         if entry.message.qos:
-            self._queue.in_flight[mid] = entry
+            self._queue.sent(mid, entry, now_ns)
             self._in_flight[mid] = handle
         else:
             self._queue.unwritten.append(entry)
@@ -124,7 +124,7 @@ class CallbackTraffic:
             self._paho.drop_out_messages()
             self._handed.forget(in_flight=True)
             self._queue.send_anew()
-        self._queue.resumed()
+        self._queue.all_sent_again()
 
     def lost(self) -> None:
         self.more = False
@@ -196,8 +196,7 @@ class CallbackTraffic:
             if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
                 self._queue.put_back(entry)
                 return
-            entry.sent_ns = self._now_ns()
-            self._handed.add(entry, sent, mid=sent.mid, size=size)
+            self._handed.add(entry, sent, mid=sent.mid, size=size, now_ns=self._now_ns())
 
     def flush(self) -> None:
         deadline_ns = self._now_ns() + round(self._settings.flush_timeout_s * 1e9)

@@ -308,8 +308,7 @@ def make_client(
     birth: what to publish at every connect, before anything else. uniform: in [0, 1), the back-off's jitter.
     Raises ConfigError for files that cannot be used, ValueError for a subscription at QoS 2.
     """
-    link = Link(now_ns=now_ns)
-    queue = SendQueue(max_waiting=settings.max_outgoing, now_ns=now_ns)
+    link, queue = Link(now_ns=now_ns), SendQueue(max_waiting=settings.max_outgoing, now_ns=now_ns)
     backoff = Backoff(
         minimum_s=settings.reconnect_min_s,
         maximum_s=settings.reconnect_max_s,

@@ -74,7 +74,6 @@ class LaneTraffic:
         self._packet_limit = min(limits.maximum_packet_bytes, self._settings.maximum_packet_bytes)
         if not session_present or len(self._queue.in_flight) > window:
             self._queue.send_anew()
-        self._queue.resumed()
         self._queue.again.extend(self._queue.in_flight)
         self._send_again()
 
@@ -165,7 +164,8 @@ class LaneTraffic:
     def _send_together(self, messages: Sequence[Outgoing]) -> int:
         """Send the first messages, as many as the window has room for, past the empty queue; how many.
 
-        None when one is not like the others, or there is no room for all of their bytes: each is to go by itself then.
+        That is none when one is not like the others, or there is no room for all of their bytes: each is to go by
+        itself then.
         """
         lane, queue, qos = self._lane, self._queue, messages[0].qos
         if qos:
@@ -197,7 +197,7 @@ class LaneTraffic:
                 queue.answered([(mid, wire.too_large(len(frame), self._packet_limit))])
             else:
                 lane.put(frame)
-                entry.sent_ns = self._read_ns
+                queue.sent(mid, entry, self._read_ns)
                 self._ends.append((lane.queued, entry))
 
     def pump(self) -> None:
@@ -223,8 +223,7 @@ class LaneTraffic:
         lane = self._lane
         lane.put(frame)
         if mid:
-            entry.sent_ns = self._read_ns
-            self._queue.in_flight[mid] = entry
+            self._queue.sent(mid, entry, self._read_ns)
         else:
             self._queue.unwritten.append(entry)
         self._ends.append((lane.queued, entry))

@@ -22,8 +22,8 @@ EXPIRED = "expired while waiting"
 class Entry(msgspec.Struct, gc=False):
     """One message on its way. token: 0 for the client's own (birth, status), which nobody asks about.
 
-    sent_ns: of a message of QoS 1 in flight, when it was handed over on this connection. ahead: messages of QoS 0
-    that were handed over with it, right before it; their tokens end before its own.
+    sent_ns: of a message of QoS 1 in flight, when it was last handed over. ahead: messages of QoS 0 that were handed
+    over with it, right before it; their tokens end before its own.
     """
 
     token: int
@@ -77,7 +77,8 @@ class SendQueue:
 
     def oldest_ns(self) -> int | None:
         """When the message was sent that has waited longest for its answer on this connection; None when none has."""
-        return min((entry.sent_ns for entry in self.in_flight.values()), default=None)
+        unsent = set(self.again)
+        return min((entry.sent_ns for mid, entry in self.in_flight.items() if mid not in unsent), default=None)
 
     def pass_by(self, message: Outgoing) -> Entry | None:
         """A message that may go out at once, past the queue, as nothing waits in it; else None."""
@@ -100,6 +101,11 @@ class SendQueue:
         tokens = range(first, self.last_token + 1)
         self.in_flight.update(zip(mids, map(Entry, tokens, messages, repeat(0), repeat(sent_ns)), strict=True))
         return self.in_flight[mids[-1]]
+
+    def sent(self, mid: int, entry: Entry, sent_ns: int) -> None:
+        """A message of QoS 1 was handed over, for the first time or again."""
+        entry.sent_ns = sent_ns
+        self.in_flight[mid] = entry
 
     def add(self, message: Outgoing, *, connected: bool) -> int:
         """A new token. A message there is no room for is confirmed at once, with the reason.
@@ -204,11 +210,11 @@ class SendQueue:
         self._put_first([alone for entry in self.unwritten for alone in entry.apart()])
         self.unwritten.clear()
 
-    def resumed(self) -> None:
-        """What is in flight is sent again on a new connection."""
+    def all_sent_again(self) -> None:
+        """All that is in flight was handed over on a new connection, too."""
         now_ns = self._now_ns()
-        for entry in self.in_flight.values():
-            entry.sent_ns = now_ns
+        for mid, entry in self.in_flight.items():
+            self.sent(mid, entry, now_ns)
 
     def send_anew(self) -> None:
         """What is in flight is sent as if never before, in the old order, before all that waits."""

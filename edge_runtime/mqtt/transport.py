@@ -89,10 +89,13 @@ class Client(Protocol):
         """Send PUBACKs, in this order. Ignored: packet ids of a past connection, and 0, the id of QoS 0 messages."""
 
     def publish(self, message: Outgoing) -> int:
-        """Hand over one message of QoS 0 or 1; its token comes back from confirmed exactly once."""
+        """Hand over one message; its token comes back from confirmed exactly once. Raises ValueError at QoS 2."""
 
     def publish_all(self, messages: Sequence[Outgoing]) -> int:
-        """Hand over messages, at least one, in order; the token of the last one, theirs are consecutive."""
+        """Hand over messages, at least one, in order; the token of the last one, theirs are consecutive.
+
+        Raises ValueError at the first of QoS 2; those before it are handed over by then.
+        """
 
     def confirmed(self) -> Confirmed:
         """Whose fate became known since the last call; in each list in the order in which it did."""
@@ -102,7 +105,7 @@ class Client(Protocol):
         """Every message up to this token has left for the socket, or is settled otherwise. Tokens count up from 1."""
 
     def flush(self) -> None:
-        """Write what is buffered, for a bounded time."""
+        """Write what is buffered: as much as the socket takes at once, or, by callbacks, within flush_timeout_s."""
 
     def stop(self, timeout_s: float) -> None:
         """Say "stopped", wait for what is in flight (half the time at most), disconnect cleanly.

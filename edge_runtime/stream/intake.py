@@ -84,7 +84,7 @@ class Intake:
     def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
         """Take in messages until the turn is full. runs: one a stream. offset_ns: wall clock minus monotonic clock."""
         runs = self._without_stale(turn, runs)
-        n = sum([len(run.messages) for run in runs])
+        n = len(runs[0].messages) if len(runs) == 1 else sum([len(run.messages) for run in runs])
         several = TOGETHER_FROM <= n <= self._most_together
         if not (several and self._take_together(turn, runs, buffer, offset_ns)):
             self._take_each(turn, runs, buffer, offset_ns)

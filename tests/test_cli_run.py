@@ -109,7 +109,10 @@ def test_a_summary_that_nobody_reads_is_no_error_to_tell(tmp_path: Path, form: l
 
 
 @pytest.mark.broker
-def test_a_daemon_that_predicts_inline_has_one_thread(broker: Broker, tmp_path: Path) -> None:
+def test_a_daemon_that_predicts_inline_has_one_thread(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     daemon = Daemon(write_config(tmp_path, broker.url, pipeline='execution = "inline"'))
     try:
         daemon.wait_connected()

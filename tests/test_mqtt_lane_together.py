@@ -173,13 +173,19 @@ def test_of_messages_cut_off_on_their_way_out_only_those_that_have_not_left_go_a
     assert driven.delivered == {1, 2, 3, 4}
 
 
+def four_in_flight(line: socket.socket) -> Driven:
+    """More messages have been sent than fit into the output at once."""
+    driven = Driven(line, together=True)
+    driven.publish([Outgoing("a", b"%d" % n + bytes(550), qos=1) for n in range(4)])
+    driven.write(10_000)
+    driven.write(10_000)
+    return driven
+
+
 def test_what_is_in_flight_goes_again_only_as_far_as_there_is_room_and_before_what_is_new() -> None:
     ours, far = socket.socketpair()
     with ours, far:
-        driven = Driven(ours, together=True)
-        driven.publish([Outgoing("a", b"%d" % n + bytes(550), qos=1) for n in range(4)])
-        driven.write(10_000)
-        driven.write(10_000)
+        driven = four_in_flight(ours)
         mids = [*driven.queue.in_flight]
         driven.reconnect(session_present=True)
         assert 1_500 <= driven.lane.queued < 2_100
@@ -249,10 +255,7 @@ def test_a_message_is_unanswered_since_the_read_before_it_was_sent_on_this_conne
 def test_a_message_that_is_answered_before_it_went_again_does_not_go_again() -> None:
     ours, far = socket.socketpair()
     with ours, far:
-        driven = Driven(ours, together=True)
-        driven.publish([Outgoing("a", b"%d" % n + bytes(550), qos=1) for n in range(4)])
-        driven.write(10_000)
-        driven.write(10_000)
+        driven = four_in_flight(ours)
         driven.reconnect(session_present=True)
         driven.queue.answered([(driven.queue.again[0], "")])
         driven.write(10_000)

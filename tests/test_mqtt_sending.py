@@ -198,7 +198,8 @@ class Play:
             self.queue.unwritten.append(entry)
 
     def write_some(self) -> None:
-        self.queue.left(len(self.queue.unwritten) // 2)
+        for _ in range(len(self.queue.unwritten) // 2):
+            self.queue.left()
 
     def write_all(self) -> None:
         self.queue.all_left()

@@ -137,8 +137,7 @@ class InputQueue:
                 self._owing.add(queued.stream)
             self._count += len(queued.messages)
             self._bytes += _size(queued.messages)
-        streams = dict.fromkeys(queued.stream for queued in left_over)
-        first = {stream: self._streams[stream] for stream in streams}
+        first = {queued.stream: self._streams[queued.stream] for queued in left_over}
         self._serving = first | {stream: waiting for stream, waiting in self._serving.items() if stream not in first}
 
     def _deal_out(self) -> None:

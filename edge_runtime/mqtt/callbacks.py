@@ -59,7 +59,7 @@ class Handed:
         """Settle what has been written or answered since the last call."""
         while self._unwritten and self._unwritten[0][0].is_published():
             self.unwritten_bytes -= self._unwritten.popleft()[1]
-            self._queue.left(1)
+            self._queue.left()
         for mid, reason in self._answers.items():
             handle = self._in_flight.get(mid)
             if handle is not None and handle.is_published():
@@ -118,8 +118,7 @@ class CallbackTraffic:
         That is right for a session the broker still holds, as long as its window has room; otherwise those messages go
         out anew.
         """
-        self._window = min(limits.receive_maximum, self._settings.max_inflight)
-        self._packet_limit = min(limits.maximum_packet_bytes, self._settings.maximum_packet_bytes)
+        self._window, self._packet_limit = wire.allowed(limits, self._settings)
         if not session_present or len(self._queue.in_flight) > self._window:
             self._paho.drop_out_messages()
             self._handed.forget(in_flight=True)

@@ -45,7 +45,7 @@ def publish_frame(message: Outgoing, mid: int, dup: bool, expiry_s: int | None, 
     length += len(payload)
     if dup:
         first |= DUP
-    start = _start(first, length & 127 | 128, length >> 7) if 127 < length < 16_384 else _frame_start(first, length)
+    start = _frame_start(first, length)
     if qos:
         return b"".join((start, topic, mid.to_bytes(2, "big"), properties, payload))
     return b"".join((start, topic, properties, payload))

@@ -69,10 +69,9 @@ class LaneTraffic:
 
     def accepted(self, limits: wire.Limits, *, session_present: bool) -> None:
         """To a session the broker still holds, what was in flight goes again, under the old ids, if there is room."""
-        window = min(limits.receive_maximum, self._settings.max_inflight, LAST_MID - FIRST_MID + 1)
-        self._window = window
-        self._packet_limit = min(limits.maximum_packet_bytes, self._settings.maximum_packet_bytes)
-        if not session_present or len(self._queue.in_flight) > window:
+        window, self._packet_limit = wire.allowed(limits, self._settings)
+        self._window = min(window, LAST_MID - FIRST_MID + 1)
+        if not session_present or len(self._queue.in_flight) > self._window:
             self._queue.send_anew()
         self._queue.again.extend(self._queue.in_flight)
         self._send_again()
@@ -255,7 +254,7 @@ class LaneTraffic:
             if entry.message.qos:
                 self._queue.reached(entry)
             else:
-                self._queue.left(1)
+                self._queue.left()
 
     def _part_first_end(self) -> None:
         """Of messages of QoS 0 that were put together some may have left: from now on each is by itself."""

@@ -82,7 +82,7 @@ class SendQueue:
 
     def pass_by(self, message: Outgoing) -> Entry | None:
         """A message that may go out at once, past the queue, as nothing waits in it; else None."""
-        if self._waiting or self._urgent or self.again or message.message_expiry_s is not None:
+        if self.waits or message.message_expiry_s is not None:
             return None
         self.last_token = token = self.last_token + 1
         return Entry(token, message, 0)
@@ -150,12 +150,11 @@ class SendQueue:
     def put_back(self, entry: Entry) -> None:
         (self._waiting if entry.token else self._urgent).appendleft(entry)
 
-    def left(self, count: int) -> None:
-        """The first so many of the unwritten entries were written."""
-        for _ in range(count):
-            entry = self.unwritten.popleft()
-            self._deliver([entry])
-            self.reached(entry)
+    def left(self) -> None:
+        """The first of the unwritten entries was written."""
+        entry = self.unwritten.popleft()
+        self._deliver([entry])
+        self.reached(entry)
 
     def _deliver(self, entries: Iterable[Entry]) -> None:
         delivered = self._confirmed.delivered

@@ -307,6 +307,12 @@ def limits(found: PahoProperties | None, settings: MqttSettings) -> Limits:
     )
 
 
+def allowed(limits: Limits, settings: MqttSettings) -> tuple[int, int]:
+    """How many messages may be in flight, and the bytes of the largest packet, by the broker's word and ours."""
+    window = min(limits.receive_maximum, settings.max_inflight)
+    return window, min(limits.maximum_packet_bytes, settings.maximum_packet_bytes)
+
+
 def farewell(flags: DisconnectFlags, code: ReasonCode, keepalive_s: int) -> str:
     """Why paho says the connection ended, for the operator; "" when it says no more than that."""
     if flags.is_disconnect_packet_from_server:

@@ -31,8 +31,7 @@ def array_reader(
 ) -> FastReader | None:
     """Reads documents that have one list in them, their rows; None for all others, and where pysimdjson is missing.
 
-    parse_around: reads a document in which an empty list stands for the rows. What lies between the first bracket and
-    the last is then what it stands for: the document has no other bracket.
+    parse_around: reads a document in which an empty list stands for the rows.
     """
     simdjson = load_simdjson()
     if simdjson is None:
@@ -41,12 +40,11 @@ def array_reader(
     to_float = float_converter(source, np.dtype(np.float64))
 
     def read(topic: str, payload: bytes) -> tuple[Floats, Numbers] | None:
-        begin, end = payload.find(b"["), payload.rfind(b"]") + 1
-        if begin < 0:
+        text, around_it = split_list(payload)
+        if not text:
             return None
-        text = payload[begin:end]
         try:
-            around = parse_around(payload[:begin] + b"[]" + payload[end:])
+            around = parse_around(around_it)
             # No name for the array: while it lives, the parser takes no other text.
             numbers = from_buffer(parse(text).as_buffer(of_type="d"), np.float64)
         except (msgspec.DecodeError, ValueError, TypeError, RuntimeError):
@@ -57,6 +55,15 @@ def array_reader(
         return values, NO_NUMBERS if to_numbers is None else to_numbers(topic, around)
 
     return read
+
+
+def split_list(payload: bytes) -> tuple[bytes, bytes]:
+    """What lies between a document's first bracket and its last, and the document with an empty list instead.
+
+    If that is a document, it has no other bracket. Nothing lies there where there is no list.
+    """
+    begin, end = payload.find(b"["), payload.rfind(b"]") + 1
+    return payload[begin:end], payload[:begin] + b"[]" + payload[end:]
 
 
 def _are_rows(text: bytes, n: int, channels: int) -> bool:

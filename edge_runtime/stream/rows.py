@@ -18,7 +18,7 @@ import numpy as np
 from edge_runtime.errors import DecodeError
 from edge_runtime.records import Message, Rows
 from edge_runtime.stream import content_type
-from edge_runtime.stream.arrays import OF_NUMBERS, load_simdjson
+from edge_runtime.stream.arrays import OF_NUMBERS, load_simdjson, split_list
 from edge_runtime.stream.documents import NUMBER, tree_type
 from edge_runtime.stream.source import Format, SourceSettings
 from edge_runtime.stream.values import (
@@ -131,8 +131,8 @@ def _packed(
 def _joined(source: SourceSettings, channels: int) -> Reader | None:
     """Reads the lists of all documents as one; None where pysimdjson is missing.
 
-    A list is what lies between a document's first bracket and its last, as in `arrays.array_reader`. Each begins and
-    ends with a bracket, so that as many rows as messages, all of the right length, can only be one of each.
+    Each, as `arrays.split_list` has it, begins and ends with a bracket, so that as many rows as messages, all of the
+    right length, can only be one of each.
     """
     simdjson = load_simdjson()
     if simdjson is None:
@@ -146,9 +146,9 @@ def _joined(source: SourceSettings, channels: int) -> Reader | None:
     def read_all(payloads: list[bytes]) -> Rows:
         lists, arounds, n = [], [], len(payloads)
         for payload in payloads:
-            begin, end = payload.find(b"["), payload.rfind(b"]") + 1
-            lists.append(payload[begin:end])
-            arounds.append(payload[:begin] + b"[]" + payload[end:])
+            found, around_it = split_list(payload)
+            lists.append(found)
+            arounds.append(around_it)
         text = b"[" + b",".join(lists) + b"]"
         try:
             documents = list(map(parse_around, arounds))

@@ -5,11 +5,14 @@ Shapes and units stand with each record. `*_ns` is the monotonic clock, `*_unix_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from edge_runtime.marks import Kept, Seen, StreamMark
 
 Floats = npt.NDArray[np.float32]
 State = tuple[npt.NDArray[Any], ...]
@@ -267,6 +270,10 @@ MessageKey = tuple[str, int]
 """A message within its stream: the epoch of the producer's numbers, or the run that counted it; and the number."""
 
 
+Told = tuple[str, bool | None]
+"""Label and alarm of a stream as they were last published."""
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A message that could not be used, and why; acknowledged all the same."""
 
@@ -274,19 +281,6 @@ class DeadLetter(msgspec.Struct, frozen=True):
     reason: str
     detail: str
     message: Message
-
-
-class SequenceMark(msgspec.Struct, frozen=True):
-    """Which message numbers of one stream and producer epoch were seen.
-
-    high: the highest one. seen: bit i is set when number high - i was seen. first: where the epoch began.
-    epoch: counts restarts of the producer's numbering.
-    """
-
-    high: int
-    seen: int
-    first: int
-    epoch: int = 0
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):
@@ -305,12 +299,34 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     """Consecutive messages of one stream that the windower took.
 
     epoch, first: the key of the first one within the stream, as SequenceMark counts; the others' numbers follow.
+    contents: what they are known by when they come again, one each; none of those of QoS 0 without numbers.
     """
 
     stream: str
     epoch: str
     first: int
     messages: list[Message]
+    contents: Sequence[int] = ()
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """A stream's model state, and the windows it has seen."""
+
+    state: State
+    windows: int = 0
+
+
+class Remembered(msgspec.Struct):
+    """What a pipeline takes up of one stream when it starts again; kept and seen oldest first."""
+
+    mark: StreamMark
+    kept: list[Kept] = []
+    seen: list[Seen] = []
+    alarm: AlarmState | None = None
+    segment: Segment | None = None
+    told: Told | None = None
+    dropped_at_gap: bool = False
+    carried: Carried | None = None
 
 
 class Turn(msgspec.Struct):
@@ -325,8 +341,10 @@ class Turn(msgspec.Struct):
     are several. messages, accepted and spent are emptied when it is settled.
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last message
     was received. decided_ns: when the results were decided. unchanged: results not published because nothing changed,
-    per stream. events: segments that ended. marks, model_states, alarms, segments (the open one, None after it ended):
-    the new value of each small state that this turn changed, per stream, as of this turn.
+    per stream. events: segments that ended. lost_before_us, restarts: numbers that never came, and restarts of the
+    producer's numbering, per stream. marks, model_states, alarms, segments (the open one, None after it ended), told,
+    dropped_at_gap: the new value of each small state that this turn changed, per stream, as of this turn; marks and
+    kept (the accepted inputs that open windows need as of this turn) only of a pipeline that keeps them.
     """
 
     pipeline: str
@@ -340,9 +358,12 @@ class Turn(msgspec.Struct):
     duplicates: dict[str, int] = {}
     dropped: dict[tuple[str, str], int] = {}
     dead_letters: list[DeadLetter] = []
-    marks: dict[str, SequenceMark] = {}
+    lost_before_us: dict[str, int] = {}
+    restarts: dict[str, int] = {}
+    marks: dict[str, StreamMark] = {}
+    kept: list[Kept] = []
     prediction: Prediction | None = None
-    model_states: dict[str, State] = {}
+    model_states: dict[str, Carried] = {}
     results: list[Result] = []
     spent: list[tuple[Stage, list[int], int]] = []
     emitted_ns: list[int] = []
@@ -353,3 +374,5 @@ class Turn(msgspec.Struct):
     events: list[Segment] = []
     alarms: dict[str, AlarmState] = {}
     segments: dict[str, Segment | None] = {}
+    told: dict[str, Told] = {}
+    dropped_at_gap: dict[str, bool] = {}

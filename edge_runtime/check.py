@@ -42,8 +42,9 @@ class CheckReport(msgspec.Struct, frozen=True):
 
 
 def check(config: Config, path: str) -> CheckReport:
-    """Raises what the daemon would raise at start."""
-    daemon = Daemon(config, path)
+    """Raises what the daemon would raise at start. The store is left alone: a daemon that runs may have it."""
+    unkept = {name: msgspec.structs.replace(item, delivery="memory") for name, item in config.pipelines.items()}
+    daemon = Daemon(msgspec.structs.replace(config, pipelines=unkept), path)
     pipelines = []
     for name, settings in config.pipelines.items():
         session = daemon.sessions[settings.model]

@@ -38,10 +38,15 @@ def run(config: Path, *, as_json: bool) -> int:
         from edge_runtime.config import load
         from edge_runtime.daemon import Daemon
         from edge_runtime.logs import to_stderr
+        from edge_runtime.supervisor import died, watch_threads
 
         to_stderr()
+        watch_threads()
         daemon = Daemon(load(config), str(config))
-    summary = daemon.run(stop)
+    try:
+        summary = daemon.run(stop)
+    except BaseException as error:  # noqa: BLE001  the edge of the main thread
+        died("main", error)
     import msgspec
 
     from edge_runtime import report

@@ -10,6 +10,7 @@ import msgspec
 
 from edge_runtime.delivery.ledger import NO_PIPELINE
 from edge_runtime.delivery.overload import QueueSettings
+from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.errors import ConfigError
 from edge_runtime.model.gate import GateSettings
 from edge_runtime.model.manifest import NAME_PATTERN
@@ -26,14 +27,16 @@ from edge_runtime.stream.states import StateSettings
 from edge_runtime.stream.window import WindowSettings
 
 LEAST_METRICS_INTERVAL_S = 0.1
+LEAST_WATCHDOG_S = 2.0
 FILE_KEYS = ("ca", "cert", "key", "password_file")
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """This device. Raises ValueError for metrics more often than every LEAST_METRICS_INTERVAL_S.
+    """This device. Raises ValueError for metrics more often than every LEAST_METRICS_INTERVAL_S, a shorter watchdog_s.
 
     metrics_interval_s: 0 = none. inline_limit_ms: a model that takes longer for one window runs on the worker thread.
-    drain_s: how long a stop may take to finish what was accepted.
+    drain_s: how long a stop may take to finish what was accepted. watchdog_s: how long the loop, or a run of a model,
+    may stand still before the process is ended; 0 = for ever.
     """
 
     id: str
@@ -41,12 +44,15 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_interval_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
     inline_limit_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = INLINE_LIMIT_MS
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 4.0
+    watchdog_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 
     def __post_init__(self) -> None:
         if 0 < self.metrics_interval_s < LEAST_METRICS_INTERVAL_S:
             raise ValueError(
                 f"metrics_interval_s = {self.metrics_interval_s}, wanted 0 or at least {LEAST_METRICS_INTERVAL_S}"
             )
+        if 0 < self.watchdog_s < LEAST_WATCHDOG_S:
+            raise ValueError(f"watchdog_s = {self.watchdog_s}, wanted 0 or at least {LEAST_WATCHDOG_S}")
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +76,8 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One pipeline: source, model, window (by default the bundle's), state, decision, queue.
 
     publish: a result per window, or only when label or alarm change. execution: inline in the network thread, on
-    the worker thread, or by the time one window takes at warm-up. delivery: `memory` is the only tier so far.
+    the worker thread, or by the time one window takes at warm-up. delivery: what is acknowledged survives nothing, an
+    end of the process (`normal`), or a loss of power (`full`).
     deadline_ms: a result written later than this after its last message was received is a miss, 0 for none.
     """
 
@@ -80,7 +87,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: StateSettings = StateSettings()
     decide: DecideSettings = DecideSettings()
     queue: QueueSettings = QueueSettings()
-    delivery: Literal["memory"] = "memory"
+    delivery: Literal["memory", "normal", "full"] = "normal"
     publish: Literal["window", "change"] = "window"
     result_qos: Literal[0, 1] = 1
     execution: Literal["auto", "inline", "worker"] = "auto"
@@ -98,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: LatencySettings = LatencySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     gate: GateSettings = GateSettings()
+    store: StoreSettings = StoreSettings()
 
 
 def load(path: Path) -> Config:
@@ -163,7 +171,10 @@ def _check_sources(config: Config, path: str) -> None:
             )
         if config.mqtt.protocol == "3.1.1" and (pipeline.source.seq_property or pipeline.source.time_property):
             raise ConfigError(path, f"pipelines.{name}.source", "MQTT 3.1.1 has no user properties; use fields")
-        if config.mqtt.receive_maximum <= pipeline.queue.max:
+        if pipeline.queue.blocks and not pipeline.source.qos:
+            problem = 'QoS 0 cannot be held back: found "block" with source.qos = 0, wanted source.qos = 1 with it'
+            raise ConfigError(path, f"pipelines.{name}.queue.when_full", problem)
+        if config.mqtt.receive_maximum <= pipeline.queue.max and not pipeline.queue.blocks:
             raise ConfigError(
                 path,
                 f"pipelines.{name}.queue.max",

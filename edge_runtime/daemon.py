@@ -13,33 +13,31 @@ import msgspec
 
 import edge_runtime
 from edge_runtime.config import Config, PipelineSettings
+from edge_runtime.delivery.database import Record
+from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import Ledger, LedgerView
 from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.clock import kernel_clock
 from edge_runtime.device.heat import heat
 from edge_runtime.device.memory import rss_mb
-from edge_runtime.errors import ConfigError
-from edge_runtime.loop import Connection, Lane, Loop
+from edge_runtime.lanes import Connection, Lane
+from edge_runtime.loop import Loop
 from edge_runtime.metrics import Meter, problems
 from edge_runtime.model.gate import proven
-from edge_runtime.model.manifest import Manifest
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.model.threads import choose_threads
 from edge_runtime.monitor.hdrlog import LatencyLog
-from edge_runtime.monitor.latency import Deadline, NoRecorder, StageRecorder, StageSummary, Timed
+from edge_runtime.monitor.latency import Deadline, NoRecorder, StageSummary, Timed
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
-from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_connections
-from edge_runtime.records import InputSpec, Outgoing
+from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_pipelines
+from edge_runtime.pipelines import build_pipeline, make_recorders
+from edge_runtime.records import Outgoing
+from edge_runtime.recovery import basis, open_journal, take_up
 from edge_runtime.stop import StopSignal
 from edge_runtime.stream.arrays import json_reader
-from edge_runtime.stream.decide import Decider
-from edge_runtime.stream.decode import Decoder, make_decoder
-from edge_runtime.stream.pipeline import Clock, Pipeline
-from edge_runtime.stream.rows import make_rows_decoder
-from edge_runtime.stream.states import StateSettings, StreamStates
-from edge_runtime.stream.window import WindowSettings
+from edge_runtime.stream.pipeline import Clock
 from edge_runtime.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -87,7 +85,11 @@ class Daemon:
                 threads = choose_threads(bundle, settings).threads
                 settings = msgspec.structs.replace(settings, intra_op_threads=threads)
             self.sessions[name], self._digests[name] = Session(bundle, settings), bundle.digest
-        self._ledger = Ledger()
+        self._ledger, self._bases = Ledger(), self._make_bases()
+        self._journal: Journal | None = None
+        left: list[Record] = []
+        if self._bases:
+            self._journal, left = open_journal(config, self._bases)
         self._recorders = make_recorders(config)
         self._heat = heat()
         self._latency_log = LatencyLog(
@@ -105,8 +107,21 @@ class Daemon:
             publications=self._publications,
             worker=self._worker,
             max_waiting=max(1, config.mqtt.max_outgoing // 2),
+            journal=self._journal,
+            store=config.store,
             now_ns=clock.monotonic_ns,
+            unix_s=lambda: clock.unix_ns() / NS,
         )
+        if self._journal is not None:
+            take_up(
+                self._journal,
+                left,
+                self.loop,
+                self.lanes,
+                bases=self._bases,
+                ledger=self._ledger,
+                publications=self._publications,
+            )
         self._trust_clocks()
         self._started_ns = self._review_due_ns = clock.monotonic_ns()
         self._greeted = False
@@ -138,6 +153,7 @@ class Daemon:
             self._latency_log.close()
         self._say_goodbye(deadline_ns + int(GOODBYE_S * NS))
         view = self.loop.account()
+        self._close_store()
         if drained:
             self.close()
         log.info("stopped", extra={"drained": drained, "balanced": not view.imbalances})
@@ -147,6 +163,23 @@ class Daemon:
         """Free what was opened for running; for a daemon that is built and never run."""
         if self._worker is not None:
             self._worker.stop()
+        if self._journal is not None:
+            self._journal.store.close()
+
+    def _close_store(self) -> None:
+        """The end is in order: what is left in the store is what could not be sent."""
+        if self._journal is not None:
+            self._journal.write_node(msgspec.structs.replace(self._journal.node, clean=True))
+            self._journal.commit(sync=False)
+            self._journal.store.close()
+
+    def _make_bases(self) -> dict[str, Basis]:
+        """Of the durable pipelines."""
+        durable = {name: item for name, item in self._config.pipelines.items() if item.delivery != "memory"}
+        return {
+            name: basis(item, self.sessions[item.model].manifest, self._digests[item.model])
+            for name, item in durable.items()
+        }
 
     def _say_goodbye(self, deadline_ns: int) -> None:
         """Stop every connection; what they still had to send is accounted for. One deadline for all of them."""
@@ -176,27 +209,31 @@ class Daemon:
 
     def _connect(self) -> dict[str, Connection]:
         """The connection of every pipeline, by its name."""
-        sources = {name: parse_source(pipeline.source.topic) for name, pipeline in self._config.pipelines.items()}
-        wanted = [(sources[name].filter, pipeline.source.qos) for name, pipeline in self._config.pipelines.items()]
+        pipelines, most = self._config.pipelines, self._config.mqtt.receive_maximum
+        sources = {name: parse_source(pipeline.source.topic) for name, pipeline in pipelines.items()}
+        wanted = {name: (sources[name].filter, pipeline.source.qos) for name, pipeline in pipelines.items()}
+        blocking = {name: min(item.queue.max, most) for name, item in pipelines.items() if item.queue.blocks}
+        client_id = self._config.mqtt.client_id or f"edge-runtime-{self._config.node.id}"
         connections: dict[str, Connection] = {}
-        for index, subscriptions in enumerate(plan_connections(wanted)):
-            filters = {topic_filter for topic_filter, _ in subscriptions}
-            served = [(name, source) for name, source in sources.items() if source.filter in filters]
-            client_id = self._config.mqtt.client_id or f"edge-runtime-{self._config.node.id}"
-            first = index == 0
+        known = self._before.sessions if self._before else ()
+        for planned in plan_pipelines(wanted, blocking=blocking):
+            first, session = not connections, f"{client_id}{planned.suffix}@{self._config.mqtt.url}"
             client = make_client(
                 self._config.mqtt,
-                client_id=client_id if first else f"{client_id}-{index + 1}",
-                subscriptions=subscriptions,
+                client_id=client_id + planned.suffix,
+                subscriptions=planned.subscriptions,
+                receive_maximum=planned.receive_maximum,
+                had_session=session in known,
                 presence=self._presence if first else None,
                 birth=self._birth if first else _nothing,
             )
-            connection = Connection(client, Routes(served))
-            connections |= dict.fromkeys((name for name, _ in served), connection)
+            routes = Routes([(name, sources[name]) for name in planned.pipelines])
+            connections |= dict.fromkeys(planned.pipelines, Connection(client, routes, session=session))
         return connections
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
         session = self.sessions[settings.model]
+        durable, before = name in self._bases, self._before
         pipeline = build_pipeline(
             self._config,
             name,
@@ -205,6 +242,7 @@ class Daemon:
             ledger=self._ledger,
             run_id=self.boot_id,
             clock=self._clock,
+            keep=durable,
         )
         inline = settings.execution == "inline" or (
             settings.execution == "auto" and session.infer_ns <= self._config.node.inline_limit_ms * 1e6
@@ -220,11 +258,35 @@ class Daemon:
             },
         )
         queue = InputQueue(settings.queue, max_streams=settings.max_streams)
-        return Lane(pipeline, queue, self._recorders.get(name, NoRecorder()), connections[name], inline=inline)
+        return Lane(
+            pipeline,
+            queue,
+            self._recorders.get(name, NoRecorder()),
+            connections[name],
+            inline=inline,
+            durable=durable,
+            sync=settings.delivery == "full",
+            careful=durable and before is not None and not before.clean,
+        )
+
+    @property
+    def _before(self) -> Node | None:
+        """What the run before has left of itself."""
+        return self._journal.before if self._journal is not None else None
+
+    def _note_sessions(self) -> None:
+        """Remember who holds a session for us: if it is gone when we come again, messages may be, too."""
+        journal = self._journal
+        if journal is None:
+            return
+        known = {connection.session for connection in self._connections if connection.client.connected}
+        if not known <= set(journal.node.sessions):
+            sessions = tuple(sorted({*journal.node.sessions, *known}))
+            journal.write_node(msgspec.structs.replace(journal.node, sessions=sessions))
 
     def _make_publications(self) -> Publications:
         qos: dict[str, int] = {name: pipeline.result_qos for name, pipeline in self._config.pipelines.items()}
-        return Publications(self._tree, result_qos=qos, dead_letters=self._config.dead_letters)
+        return Publications(self._tree, result_qos=qos, dead_letters=self._config.dead_letters, boot_id=self.boot_id)
 
     def _birth(self) -> list[Outgoing]:
         """What every new connection begins with; a review follows as soon as the subscriptions are answered."""
@@ -233,7 +295,7 @@ class Daemon:
         return [
             self._presence.message(self._state, since_unix_s=since_unix_s),
             self._publications.info(self.describe()),
-            *self.loop.states(),
+            *self.loop.states.all(),
         ]
 
     def _do_what_is_due(self) -> None:
@@ -266,7 +328,9 @@ class Daemon:
 
     def _review(self, now_ns: int) -> None:
         """Repeat what was refused, say how the node is when that has changed, and publish the metrics."""
-        self.loop.retry_states()
+        self.loop.states.retry()
+        self.loop.outbox.review()
+        self._note_sessions()
         view = self.loop.account()
         found = problems(view, self._connections, self._recorders.values(), self._latency_log.problem)
         self._tell_state("degraded" if found else "online")
@@ -312,69 +376,3 @@ class Daemon:
 
 def _nothing() -> list[Outgoing]:
     return []
-
-
-def make_recorders(config: Config) -> dict[str, StageRecorder]:
-    """One for each pipeline; none when nothing is to be timed."""
-    if not config.latency.enabled:
-        return {}
-    most = config.latency.slowest
-    return {
-        name: StageRecorder(name, deadline_ms=settings.deadline_ms, slowest=most)
-        for name, settings in config.pipelines.items()
-    }
-
-
-def build_pipeline(
-    config: Config,
-    name: str,
-    session: Session,
-    *,
-    path: str,
-    ledger: Ledger,
-    run_id: str,
-    clock: Clock,
-) -> Pipeline:
-    """The pipeline of that name over its model. path: of the config, for messages. Raises ConfigError."""
-    settings = config.pipelines[name]
-    try:
-        window, decode, decider = fitted(settings, session.manifest)
-    except ValueError as error:
-        raise ConfigError(path, f"pipelines.{name}", str(error)) from error
-    return Pipeline(
-        name,
-        spec=session.manifest.input,
-        window=window,
-        decode=decode,
-        decode_rows=make_rows_decoder(settings.source, len(session.manifest.input.channels)),
-        predictor=session,
-        decider=decider,
-        ledger=ledger,
-        run_id=run_id,
-        memory=config.mqtt.receive_maximum,
-        max_age_ns=int(settings.queue.max_age_s * NS),
-        states=StreamStates(session, settings.state) if session.is_streaming else None,
-        publish=settings.publish,
-        clock=clock,
-    )
-
-
-def fitted(settings: PipelineSettings, manifest: Manifest) -> tuple[WindowSettings, Decoder, Decider]:
-    """Window, decoder and decision of a pipeline, held against its model. Raises ValueError when they do not fit."""
-    spec, source = manifest.input, settings.source
-    channels = source.channels or len(source.fields) or len(spec.channels)
-    if channels != len(spec.channels):
-        raise ValueError(f"source has {channels} channels, {manifest.model_id} takes {len(spec.channels)}")
-    if settings.state != StateSettings() and not manifest.states:
-        raise ValueError(f"state is set, but {manifest.model_id} carries none")
-    if manifest.states and settings.window.hop not in (0, spec.hop):
-        raise ValueError(f"window.hop = {settings.window.hop}: the state of {manifest.model_id} wants {spec.hop}")
-    decider = Decider(settings.decide, labels=manifest.labels, threshold=manifest.threshold)
-    return _resolve_window(settings.window, spec), make_decoder(source, channels), decider
-
-
-def _resolve_window(window: WindowSettings, spec: InputSpec) -> WindowSettings:
-    """The window with the bundle's length and hop filled in. Raises ValueError when the lengths differ."""
-    if window.samples not in (0, spec.length):
-        raise ValueError(f"window.samples = {window.samples}, the model takes {spec.length}")
-    return msgspec.structs.replace(window, samples=spec.length, hop=window.hop or spec.hop)

@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.config import Config, load
-from edge_runtime.daemon import fitted
 from edge_runtime.device import board, clock, machine, runtime, storage
 from edge_runtime.errors import BundleError, ConfigError, EdgeRuntimeError
 from edge_runtime.findings import Finding, fail, ok
@@ -24,6 +23,7 @@ from edge_runtime.model.gate import GateReport, gate
 from edge_runtime.model.manifest import Manifest
 from edge_runtime.mqtt import examine as mqtt
 from edge_runtime.mqtt.topics import parse_source
+from edge_runtime.pipelines import fitted
 from edge_runtime.stream.arrays import json_reader
 
 DEMO_BUNDLE = "pump-vibration.edge"

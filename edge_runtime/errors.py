@@ -9,6 +9,7 @@
     ├── DependencyError      an optional package is needed and absent, or the platform has none
     ├── RecordingError       a file is no recording, or one cannot be written
     ├── LatencyLogError      a file is no HdrHistogram interval log, or of another version
+    ├── StoreBusyError       another process holds the store
     ├── TransportError       the broker cannot be reached or refuses us
     └── ExportError          a model cannot be exported, quantized or proven equal
 
@@ -87,6 +88,14 @@ class LatencyLogError(EdgeRuntimeError):
         self.path = path
         self.line = line
         self.fact = fact
+
+
+class StoreBusyError(EdgeRuntimeError):
+    """Another process holds the store."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path}: another process holds it; only one edge-runtime may use a state_dir")
+        self.path = path
 
 
 class TransportError(EdgeRuntimeError):

@@ -3,59 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from edge_runtime.delivery.acks import Acknowledgements
-from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, LedgerView, tally
-from edge_runtime.delivery.overload import InputQueue
-from edge_runtime.monitor.latency import Recorder
+from edge_runtime.delivery.journal import Journal
+from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, LedgerView
+from edge_runtime.delivery.outbox import Kind, Outbox, Parcel
+from edge_runtime.delivery.store import StoreSettings
+from edge_runtime.lanes import Connection, Lane
+from edge_runtime.monitor.departures import Departures
 from edge_runtime.mqtt.publications import Publications
-from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes
-from edge_runtime.mqtt.transport import Client, Waiter
+from edge_runtime.mqtt.retained import Retained
+from edge_runtime.mqtt.topics import INVALID_TOPIC
+from edge_runtime.mqtt.transport import Waiter, is_permanent
 from edge_runtime.records import DeadLetter, Message, Outgoing, Queued, Turn
-from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.worker import Worker
 
 TURN_MESSAGES = 256
-REASON_CHARACTERS = 60
 TURNS_IN_FLIGHT = 2
+MOST_UNCOMMITTED = 64
+"""Turns that wait to share a transaction."""
+DELETE_WITHIN_NS = 1_000_000_000
 NO_STREAM = ""
-NOT_A_RESULT = (NO_PIPELINE, NO_STREAM)
-NOT_YET = -1
-
-Stream = tuple[str, str]
+POISON = "poison"
 
 
-class Connection:
-    """One broker connection: its client, where its messages go, and what is still to be acknowledged."""
+class _Batch(NamedTuple):
+    """Messages of one kind that a turn has to send. parcels: where they are kept, if they are."""
 
-    def __init__(self, client: Client, routes: Routes) -> None:
-        self.client = client
-        self.routes = routes
-        self.acks = Acknowledgements()
-
-
-class Lane:
-    """One pipeline in the loop: what waits for it and its turns in flight."""
-
-    def __init__(
-        self, pipeline: Pipeline, queue: InputQueue, recorder: Recorder, connection: Connection, *, inline: bool
-    ) -> None:
-        self.pipeline, self.queue, self.recorder, self.connection = pipeline, queue, recorder, connection
-        self.inline = inline
-        self.in_flight: deque[Turn] = deque()
+    kind: Kind
+    streams: list[str]
+    messages: list[Outgoing]
+    parcels: list[Parcel]
 
 
 class _Ended(NamedTuple):
-    """A turn whose results were handed to the publisher. last: token of the last one, 0 when there is none."""
+    """A turn that was emitted, and what it has to send."""
 
     lane: Lane
     turn: Turn
-    last: int
+    batches: list[_Batch]
 
 
 class Loop:
@@ -70,24 +60,38 @@ class Loop:
         publications: Publications,
         worker: Worker | None,
         max_waiting: int,
+        journal: Journal | None = None,
+        store: StoreSettings = StoreSettings(),  # noqa: B008  immutable
         now_ns: Callable[[], int] = time.monotonic_ns,
+        unix_s: Callable[[], float] = time.time,
     ) -> None:
-        """max_waiting: results that may wait for their confirmation before turns wait for them."""
+        """max_waiting: results that may wait for their confirmation before turns wait for them.
+
+        journal: where durable turns are committed; the bounds of that are in store.
+        """
         self._connections = connections
-        self._max_waiting = max_waiting
         self._publisher = connections[0].client
         self._lanes = {lane.pipeline.name: lane for lane in lanes}
         self._ledger, self._publications, self._worker, self._now_ns = ledger, publications, worker, now_ns
         self._wait = Waiter([connection.client for connection in connections], also=worker.fileno() if worker else -1)
-        self._waiting: dict[int, Stream] = {}
-        self._left_ns: dict[int, int] = {}
-        self._event_tokens: dict[int, Stream] = {}
-        self._state_tokens: dict[int, str] = {}
-        self._states: dict[str, Outgoing] = {}
-        self._refused_states: set[str] = set()
+        self._journal, self._commit_wait_ns = journal, int(store.wait_ms * 1e6)
+        self.states = Retained(self._publisher)
+        self.outbox = Outbox(
+            self._publisher,
+            ledger=ledger,
+            journal=journal,
+            settings=store,
+            max_waiting=max_waiting,
+            is_permanent=is_permanent,
+            on_refused=self._dead_letter_result,
+            now_ns=now_ns,
+            unix_s=unix_s,
+        )
+        self._departures = Departures({name: lane.recorder for name, lane in self._lanes.items()})
+        self._uncommitted: list[_Ended] = []
+        self._given_up: list[tuple[Connection, list[Message]]] = []
         self._ended: list[_Ended] = []
-        self._unwritten: deque[_Ended] = deque()
-        self._written = self._polled_ns = 0
+        self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
         self.publish_refusals = 0
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
@@ -96,26 +100,23 @@ class Loop:
         accepting: take new messages; otherwise those of QoS 1 stay, unacknowledged, with the broker.
         """
         if not any(map(self._may_begin, self._lanes.values())):
-            self._wait(timeout_s)
-        for connection in self._connections:
-            messages = connection.client.poll(0.0)
-            if messages and accepting:
-                self._offer(connection, messages)
-            elif messages:
-                self._drop_unkept(connection, messages)
-        self._polled_ns = self._now_ns()
+            self._wait(self._idle_s(timeout_s))
+        self._poll(accepting=accepting)
         for lane in self._lanes.values():
             if self._may_begin(lane):
                 self._begin_turn(lane)
         for name in self._worker.finished() if self._worker else ():
             lane = self._lanes[name]
             self._end_turn(lane, lane.in_flight.popleft())
+        if self._journal is not None and self._commit_due(hurry=not accepting):
+            self._commit(self._journal)
+        self.outbox.replay()
         for connection in self._connections:
             connection.client.flush()
         written_ns = self._now_ns()
         if self._ended:
             self._settle()
-        self._note_written(written_ns)
+        self._departures.written(self._publisher.written, written_ns)
         self.confirm()
 
     def drain(self, deadline_ns: int) -> bool:
@@ -131,27 +132,29 @@ class Loop:
         if self._publisher.connected:
             self._publisher.publish(outgoing)
 
-    def states(self) -> list[Outgoing]:
-        """The newest alarm state of every stream, for a broker that may have forgotten them."""
-        return list(self._states.values())
-
-    def retry_states(self) -> None:
-        """Publish again what the broker refused or never confirmed of the alarm states."""
-        refused, self._refused_states = self._refused_states, set()
-        for topic in refused:
-            self._publish_state(self._states[topic])
-
     def account(self) -> LedgerView:
         """The ledger, held against the messages, windows and results that are counted here."""
-        queued, in_flight = Counter[Stream](), Counter[Stream]()
+        queued, in_flight = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        turns = [(ended.lane.pipeline.name, ended.turn) for ended in self._uncommitted]
         for name, lane in self._lanes.items():
             queued.update({(name, stream): n for stream, n in lane.queue.depths().items()})
-            for turn in lane.in_flight:
-                for entry in turn.messages:
-                    queued[name, entry.stream] += len(entry.messages)
-                in_flight.update((name, window.stream) for window in turn.windows)
-        waiting = Counter(self._waiting.values())
-        return self._ledger.totals(queued, in_flight, waiting)
+            turns += [(name, turn) for turn in lane.in_flight]
+        for name, turn in turns:
+            for entry in turn.messages:
+                queued[name, entry.stream] += len(entry.messages)
+            in_flight.update((name, window.stream) for window in turn.windows)
+        return self._ledger.totals(queued, in_flight, self.outbox.waiting())
+
+    # Messages come in.
+
+    def _poll(self, *, accepting: bool) -> None:
+        for connection in self._connections:
+            messages = connection.client.poll(0.0)
+            if messages and accepting:
+                self._offer(connection, messages)
+            elif messages:
+                self._drop_unkept(connection, messages)
+        self._polled_ns = self._now_ns()
 
     def _offer(self, connection: Connection, messages: list[Message]) -> None:
         """Put messages in line, those of one topic together: order matters within a stream, and to the broker."""
@@ -167,7 +170,7 @@ class Loop:
         for topic, run in by_topic.items():
             routes = find(topic)
             if not routes:
-                self._reject_unrouted(run)
+                self._reject_unrouted(connection, run)
             for name, stream in routes:
                 acks.taken(run)
                 batches.setdefault(name, []).append(Queued(stream, run))
@@ -176,21 +179,37 @@ class Loop:
         self._acknowledge(connection)
 
     def _enqueue(self, connection: Connection, name: str, batch: list[Queued]) -> None:
-        queue, admitted = self._lanes[name].queue, []
+        lane, admitted = self._lanes[name], []
         for queued in batch:
-            if queue.admits(queued.stream):
+            if lane.queue.admits(queued.stream):
                 self._ledger.received(name, queued.stream, len(queued.messages))
                 admitted.append(queued)
+                if lane.careful:
+                    lane.expect(queued.messages)
             else:
-                self._refuse(connection, name, queued.messages)
-        for stream, gave_way in queue.offer(admitted):
+                self._refuse(connection, lane, queued.messages)
+        for stream, gave_way in lane.queue.offer(admitted):
             self._ledger.dropped(name, stream, "queue_full")
-            connection.acks.settled([gave_way])
+            if self._journal is not None and lane.durable:
+                self._journal.dropped(name, stream, "queue_full")
+            if lane.careful:
+                lane.seen_off(gave_way)
+            self._let_go(connection, [gave_way], durable=lane.durable)
 
-    def _refuse(self, connection: Connection, name: str, messages: list[Message]) -> None:
+    def _let_go(self, connection: Connection, messages: list[Message], *, durable: bool) -> None:
+        """A pipeline is done with messages that had no turn; acknowledged when that is written down, where it is."""
+        if durable and self._journal is not None:
+            if not (self._uncommitted or self._given_up):
+                self._waits_since_ns = self._now_ns()
+            self._given_up.append((connection, messages))
+        else:
+            connection.acks.settled(messages)
+
+    def _refuse(self, connection: Connection, lane: Lane, messages: list[Message]) -> None:
         for message in messages:
-            self._reject(name, message, "too_many_streams", "max_streams other streams were seen before it")
-        connection.acks.settled(messages)
+            detail = "max_streams other streams were seen before it"
+            self._reject(lane.pipeline.name, message, "too_many_streams", detail, durable=lane.durable)
+        self._let_go(connection, messages, durable=lane.durable)
 
     def _drop_unkept(self, connection: Connection, messages: list[Message]) -> None:
         """Count messages of QoS 0, which no broker keeps for us."""
@@ -199,23 +218,55 @@ class Loop:
                 if self._lanes[name].queue.admits(stream):
                     self._ledger.received(name, stream)
                     self._ledger.dropped(name, stream, "shutdown")
+                    if self._journal is not None and self._lanes[name].durable:
+                        self._journal.dropped(name, stream, "shutdown")
 
-    def _reject_unrouted(self, messages: list[Message]) -> None:
+    def _reject_unrouted(self, connection: Connection, messages: list[Message]) -> None:
         for message in messages:
             if INVALID_TOPIC in message.topic:
                 shown = msgspec.structs.replace(message, topic=message.topic.replace(INVALID_TOPIC, ""))
-                self._reject(NO_PIPELINE, shown, "topic_not_utf8", "the topic is not UTF-8")
+                self._reject(NO_PIPELINE, shown, "topic_not_utf8", "the topic is not UTF-8", durable=True)
             else:
-                self._reject(NO_PIPELINE, message, "unknown_topic", "no pipeline takes this topic")
+                self._reject(NO_PIPELINE, message, "unknown_topic", "no pipeline takes this topic", durable=True)
+        connection.acks.taken(messages)
+        self._let_go(connection, messages, durable=True)
 
-    def _reject(self, pipeline: str, message: Message, reason: str, detail: str) -> None:
+    def _reject(self, pipeline: str, message: Message, reason: str, detail: str, *, durable: bool) -> None:
         """Dead-letter a message that has no stream."""
         self._ledger.received(pipeline, NO_STREAM)
         self._ledger.dead_lettered(pipeline, NO_STREAM)
-        self._publish_dead_letters(pipeline, [DeadLetter(NO_STREAM, reason, detail, message)])
+        if durable and self._journal is not None:
+            self._journal.dead_lettered(pipeline, NO_STREAM)
+        for outgoing in self._letters(pipeline, [DeadLetter(NO_STREAM, reason, detail, message)]):
+            self.publish(outgoing)
+
+    # Turns.
 
     def _begin_turn(self, lane: Lane) -> None:
-        turn = lane.pipeline.ingest(lane.queue.take(TURN_MESSAGES))
+        while lane.careful and self._journal is not None:
+            self._begin_carefully(lane, self._journal)
+            if not self._may_begin(lane):
+                return
+        self._run(lane, lane.queue.take(TURN_MESSAGES))
+
+    def _begin_carefully(self, lane: Lane, journal: Journal) -> None:
+        """Note a message that comes again before its turn, which it has for itself; not if that killed us before."""
+        name, runs = lane.pipeline.name, lane.queue.take(1)
+        message = runs[0].messages[0]
+        lane.seen_off(message)
+        if message.dup and not journal.examine(name, message):
+            letter = DeadLetter(runs[0].stream, POISON, "the process has ended in its turn, time and again", message)
+            self._keep(lane, Turn(name, runs, self._now_ns(), dead_letters=[letter]), journal)
+        else:
+            if message.dup:
+                lane.suspect = message
+                journal.commit(sync=lane.sync)
+            self._run(lane, runs)
+        if not any(other.careful or other.suspect for other in self._lanes.values()):
+            journal.forget_notes()
+
+    def _run(self, lane: Lane, runs: list[Queued]) -> None:
+        turn = lane.pipeline.ingest(runs)
         if turn.left_over:
             lane.queue.put_back(turn.left_over)
         if lane.inline or self._worker is None:
@@ -226,116 +277,131 @@ class Loop:
             self._worker.submit(lane.pipeline.name, lambda: lane.pipeline.predict(turn))
 
     def _end_turn(self, lane: Lane, turn: Turn) -> None:
-        """Emit and publish. Delivery `memory` has nothing to commit, so acknowledgements follow at once."""
+        """Emit. Delivery `memory` has nothing to commit, so acknowledgements and results follow at once."""
         lane.pipeline.emit(turn)
+        if lane.durable and self._journal is not None:
+            self._keep(lane, turn, self._journal)
+            return
         for queued in turn.messages:
             lane.connection.acks.settled(queued.messages)
         self._acknowledge(lane.connection)
-        self._publish_turn(lane, turn)
+        self._publish_turn(_Ended(lane, turn, self._batches(turn, durable=False)))
 
-    def _settle(self) -> None:
-        """Account for the turns that have ended, after their results have left: nobody waits for that."""
-        waiting, ended, self._ended = self._waiting, self._ended, []
+    def _keep(self, lane: Lane, turn: Turn, journal: Journal) -> None:
+        """All that has to survive of a turn goes into the next commit."""
+        journal.keep(turn)
+        if lane.suspect is not None:
+            journal.survived(lane.pipeline.name, lane.suspect)
+            lane.suspect = None
+        if not (self._uncommitted or self._given_up):
+            self._waits_since_ns = self._now_ns()
+        self._uncommitted.append(_Ended(lane, turn, self._batches(turn, durable=True)))
+
+    def _batches(self, turn: Turn, *, durable: bool) -> list[_Batch]:
+        found: list[tuple[Kind, list[str], list[Outgoing]]] = []
+        if turn.results:
+            found.append(("result", [one.stream for one in turn.results], self._publications.results(turn.results)))
+        if turn.events:
+            events = [self._publications.event(segment) for segment in turn.events]
+            found.append(("event", [segment.stream for segment in turn.events], events))
+        if turn.dead_letters:
+            letters = self._letters(turn.pipeline, turn.dead_letters, qos=int(durable))
+            found += [("dead", [NO_STREAM] * len(letters), letters)] if letters else []
+        pack = self.outbox.pack
+        return [_Batch(*one, pack(turn.pipeline, *one, durable=durable)) for one in found]
+
+    # Commit, acknowledge, publish.
+
+    def _commit_due(self, *, hurry: bool) -> bool:
+        """Whether turns have waited long enough, or deletions as long as they may."""
+        if self._uncommitted or self._given_up:
+            hurry = hurry or len(self._uncommitted) >= MOST_UNCOMMITTED
+            return hurry or self._now_ns() - self._waits_since_ns >= self._commit_wait_ns
+        late = self._now_ns() - self._written_down_ns >= DELETE_WITHIN_NS
+        return (late or hurry) and self._journal is not None and self._journal.dirty
+
+    def _commit(self, journal: Journal) -> None:
+        """One transaction for every turn that has ended; only then their acknowledgements, and their results."""
+        self.confirm()
+        ended, self._uncommitted = self._uncommitted, []
+        given_up, self._given_up = self._given_up, []
+        journal.commit(sync=any(one.lane.sync for one in ended))
+        now_ns = self._written_down_ns = self._now_ns()
+        for lane, turn, _ in ended:
+            turn.committed_ns = now_ns
+            if turn.results:
+                turn.spent.append(("commit", [now_ns - turn.decided_ns], len(turn.results)))
+            for queued in turn.messages:
+                lane.connection.acks.settled(queued.messages)
+        for connection, messages in given_up:
+            connection.acks.settled(messages)
+        for connection in self._connections:
+            self._acknowledge(connection)
         for one in ended:
-            lane, turn, last = one
-            if last:
-                first = last - len(turn.results) + 1
-                for token, result in enumerate(turn.results, first):
-                    waiting[token] = turn.pipeline, result.stream
-                if self._publications.result_qos[turn.pipeline]:
-                    self._left_ns.update(dict.fromkeys(range(first, last + 1), NOT_YET))
-                self._unwritten.append(one)
-            self._ledger.settle(turn)
-            lane.recorder.record_turn(turn)
-            turn.messages, turn.accepted, turn.spent = [], [], []  # none of it need wait for the broker
+            self._publish_turn(one)
 
     def _acknowledge(self, connection: Connection) -> None:
         ids = connection.acks.ready()
         if ids:
             connection.client.acknowledge(connection.acks.epoch, ids)
 
-    def _publish_turn(self, lane: Lane, turn: Turn) -> None:
-        publish, last = self._publisher.publish, 0
-        if turn.results:
-            last = self._publisher.publish_all(self._publications.results(turn.results))
-        self._ended.append(_Ended(lane, turn, last))
+    def _publish_turn(self, ended: _Ended) -> None:
+        turn = ended.turn
+        for batch in ended.batches:
+            last = self.outbox.hand_over(turn.pipeline, *batch)
+            if batch.kind == "result" and last:
+                answered = self._publications.result_qos[turn.pipeline] > 0
+                self._departures.handed_over(turn, last, answered=answered)
         for change in turn.state_changes:
-            self._publish_state(self._publications.state_change(turn.pipeline, change))
-        for segment in turn.events:
-            self._event_tokens[publish(self._publications.event(segment))] = (turn.pipeline, segment.stream)
-        self._publish_dead_letters(turn.pipeline, turn.dead_letters)
+            self.states.publish(self._publications.state_change(turn.pipeline, change))
+        self._ended.append(ended)
 
-    def _publish_state(self, outgoing: Outgoing) -> None:
-        self._states[outgoing.topic] = outgoing
-        self._state_tokens[self._publisher.publish(outgoing)] = outgoing.topic
-
-    def _publish_dead_letters(self, pipeline: str, letters: list[DeadLetter]) -> None:
-        for letter in letters:
-            outgoing = self._publications.dead_letter(pipeline, letter, now_ns=self._now_ns())
-            if outgoing is not None:
-                self.publish(outgoing)
-
-    def _note_written(self, now_ns: int) -> None:
-        """Time what has left; a turn when all its results have, as some may have to wait for the broker."""
-        written = self._publisher.written
-        if written == self._written:
-            return
-        if self._left_ns:
-            tokens = range(self._written + 1, written + 1)
-            self._left_ns.update({token: now_ns for token in tokens if token in self._left_ns})
-        self._written = written
-        while self._unwritten and self._unwritten[0].last <= written:
-            lane, turn, _ = self._unwritten.popleft()
-            lane.recorder.written(turn, now_ns)
+    def _settle(self) -> None:
+        """Account for the turns that have ended, after their results have left: nobody waits for that."""
+        ended, self._ended = self._ended, []
+        self.outbox.register()
+        for lane, turn, _ in ended:
+            self._ledger.settle(turn)
+            lane.recorder.record_turn(turn)
+            turn.messages, turn.accepted, turn.spent = [], [], []  # none of it need wait for the broker
 
     def confirm(self) -> None:
         """Account for what the broker has answered, and for what was written at QoS 0."""
         delivered, failed = self._publisher.confirmed()
         if delivered:
-            self._note_delivered(delivered)
+            pipelines = self.outbox.delivered(delivered)
+            self._departures.delivered(delivered, pipelines, self._polled_ns)
+            self.states.delivered(delivered)
+        self.publish_refusals += len(failed)
+        for token, reason in failed:
+            self._departures.failed(token)
+            if not self.states.failed(token):
+                self.outbox.failed(token, reason)
         if failed:
-            for token, reason in failed:
-                self._note_failed(token, reason.partition(":")[0][:REASON_CHARACTERS])
-            self._unwritten = deque(ended for ended in self._unwritten if ended.last in self._waiting)
+            self._departures.forget(self.outbox.is_waiting)
 
-    def _note_delivered(self, tokens: list[int]) -> None:
-        streams = [self._waiting.pop(token, NOT_A_RESULT) for token in tokens]
-        for stream, n in tally(streams).items():
-            if stream is not NOT_A_RESULT:
-                self._ledger.confirmed(*stream, n)
-        if self._left_ns:
-            self._time_pubacks(tokens, streams)
-        if self._state_tokens or self._event_tokens:
-            for token in tokens:
-                self._state_tokens.pop(token, None)
-                self._event_tokens.pop(token, None)
+    def _letters(self, pipeline: str, letters: list[DeadLetter], *, qos: int = 0) -> list[Outgoing]:
+        """Those of the dead letters that may be published."""
+        now_ns = self._now_ns()
+        found = [self._publications.dead_letter(pipeline, letter, now_ns=now_ns) for letter in letters]
+        return [msgspec.structs.replace(one, qos=qos) if qos else one for one in found if one is not None]
 
-    def _time_pubacks(self, tokens: list[int], streams: list[Stream]) -> None:
-        took: dict[str, list[int]] = {}
-        for token, (pipeline, _) in zip(tokens, streams, strict=True):
-            left_ns = self._left_ns.pop(token, NOT_YET)
-            if left_ns != NOT_YET:
-                took.setdefault(pipeline, []).append(self._polled_ns - left_ns)
-        for pipeline, durations_ns in took.items():
-            self._lanes[pipeline].recorder.record_all("puback", durations_ns)
-
-    def _note_failed(self, token: int, reason: str) -> None:
-        self.publish_refusals += 1
-        self._left_ns.pop(token, None)
-        topic = self._state_tokens.pop(token, None)
-        event = self._event_tokens.pop(token, None)
-        stream = self._waiting.pop(token, None)
-        if topic is not None:
-            self._refused_states.add(topic)
-        if event is not None:
-            self._ledger.event_dropped(*event, reason)
-        if stream is not None:
-            self._ledger.result_dropped(*stream, reason)
+    def _dead_letter_result(self, pipeline: str, stream: str, refused: Outgoing, reason: str) -> None:
+        message = Message(refused.topic, refused.payload, self._now_ns())
+        for outgoing in self._letters(pipeline, [DeadLetter(stream, "result_refused", reason, message)]):
+            self.publish(outgoing)
 
     def _may_begin(self, lane: Lane) -> bool:
-        has_work = len(lane.queue) > 0 and len(lane.in_flight) < TURNS_IN_FLIGHT
-        return has_work and len(self._waiting) < self._max_waiting
+        most = 1 if lane.careful else TURNS_IN_FLIGHT
+        return len(lane.queue) > 0 and len(lane.in_flight) < most and self.outbox.has_room(durable=lane.durable)
 
     def _busy(self) -> bool:
-        unconfirmed = self._waiting or self._event_tokens
-        return bool(unconfirmed) or any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
+        if self.outbox.unsafe or self._uncommitted or (self._journal is not None and self._journal.dirty):
+            return True
+        return any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
+
+    def _idle_s(self, timeout_s: float) -> float:
+        if not (self._uncommitted or self._given_up):
+            return timeout_s
+        due_ns = self._waits_since_ns + self._commit_wait_ns
+        return min(timeout_s, max(0, due_ns - self._now_ns()) / 1e9)

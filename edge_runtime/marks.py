@@ -10,19 +10,6 @@ from collections.abc import Sequence
 import msgspec
 
 
-class SequenceMark(msgspec.Struct, frozen=True):
-    """Which message numbers of one stream and producer epoch were seen.
-
-    high: the highest one. seen: bit i is set when number high - i was seen. first: where the epoch began.
-    epoch: counts restarts of the producer's numbering.
-    """
-
-    high: int
-    seen: int
-    first: int
-    epoch: int = 0
-
-
 class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Accepted, but without the messages: what is remembered of them against redelivery."""
 
@@ -81,16 +68,17 @@ class WindowMark(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class StreamMark(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What was seen of one stream.
 
-    number, epoch: the key of the newest message; numbered: whether the producer gives the numbers. first: where the
-    epoch began; missing: numbers since then, not older than what is remembered, that were not seen. restarts: of the
-    producer's numbering. given_up: messages given up here since the last one that was taken in.
+    number, epoch: the key of the newest message, -1 and "" before there is one; numbered: whether the producer gives
+    the numbers. first: where the epoch began; missing: (number, how many) that were not seen since then and are not
+    older than what is remembered. restarts: of the producer's numbering. given_up: messages given up here since the
+    last one that was taken in.
     """
 
     number: int
     epoch: str
     numbered: bool
     first: int
-    missing: tuple[int, ...]
+    missing: tuple[tuple[int, int], ...]
     restarts: int
     given_up: int
     window: WindowMark

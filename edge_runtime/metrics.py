@@ -15,7 +15,7 @@ from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed
 from edge_runtime.mqtt.transport import Counters
 
 if TYPE_CHECKING:
-    from edge_runtime.loop import Connection, Lane
+    from edge_runtime.lanes import Connection, Lane
 
 SCHEMA = 1
 MOST_LISTED = 10

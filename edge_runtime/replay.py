@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edge_runtime.config import Config
-from edge_runtime.daemon import build_pipeline
 from edge_runtime.delivery.ledger import Ledger, LedgerView
 from edge_runtime.delivery.overload import InputQueue
-from edge_runtime.loop import Connection, Lane, Loop
+from edge_runtime.lanes import Connection, Lane
+from edge_runtime.loop import Loop
 from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session
 from edge_runtime.monitor.latency import NoRecorder
@@ -27,6 +27,7 @@ from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Subscription, Tree, match, parse_source
 from edge_runtime.mqtt.transport import Confirmed, Counters, Kind
+from edge_runtime.pipelines import build_pipeline
 from edge_runtime.record import STOP_S, connect
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing
 from edge_runtime.stop import StopSignal
@@ -267,7 +268,7 @@ class _Tape:
     kind: Kind = "callbacks"
     connected = subscribed = True
     more = False
-    reason = ""
+    reason = problem = ""
 
     def __init__(
         self, recording: Recording, subscriptions: Sequence[Subscription], write: Callable[[bytes], object]

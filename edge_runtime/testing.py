@@ -57,6 +57,7 @@ class MemoryClient:
         self.connected = True
         self.subscribed = True
         self.reason = ""
+        self.problem = ""
         self.published: list[Outgoing] = []
         self.acknowledged: list[tuple[int, int]] = []
         self.refuse_with = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,9 @@ class Worker:
     An exception in a job is raised again by `finished`, in the thread that asks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
+        self._busy_since_ns: int | None = None
         self._jobs: SimpleQueue[tuple[str, Job] | None] = SimpleQueue()
         self._done: deque[tuple[str, BaseException | None]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -27,6 +30,10 @@ class Worker:
 
     def fileno(self) -> int:
         return self._wake_read.fileno()
+
+    def busy_since_ns(self) -> int | None:
+        """When the job that is running began, None while there is none; may be asked from any thread."""
+        return self._busy_since_ns
 
     def submit(self, name: str, job: Job) -> None:
         """Put a job in line under a name that `finished` gives back."""
@@ -58,9 +65,11 @@ class Worker:
         while (entry := self._jobs.get()) is not None:
             name, job = entry
             error: BaseException | None = None
+            self._busy_since_ns = self._now_ns()
             try:
                 job()
             except BaseException as caught:  # noqa: BLE001  handed to the owner, who raises it
                 error = caught
+            self._busy_since_ns = None
             self._done.append((name, error))
             self._wake_write.send(b"\0")

@@ -84,6 +84,16 @@ def test_what_cannot_work_is_refused_with_file_key_found_and_allowed(
         assert word in str(caught.value)
 
 
+def test_a_source_of_qos_0_cannot_block_and_one_that_blocks_may_ask_for_more_than_the_broker_sends(
+    tmp_path: Path,
+) -> None:
+    text = GOOD.replace("drop_oldest", "block")
+    assert load(write(tmp_path, text.replace("max = 256", "max = 4096"))).pipelines["vibration"].queue.blocks
+
+    with pytest.raises(ConfigError, match=r"vibration\.queue\.when_full: QoS 0 cannot be held back.*source\.qos = 1"):
+        load(write(tmp_path, text.replace("qos = 1", "qos = 0")))
+
+
 @pytest.mark.parametrize("interval_s", [0, 0.1])
 def test_metrics_are_off_or_at_most_ten_a_second(tmp_path: Path, interval_s: float) -> None:
     text = GOOD.replace("[mqtt]", f"metrics_interval_s = {interval_s}\n[mqtt]")

@@ -7,8 +7,8 @@ import pytest
 from bundles import means_manifest
 
 from edge_runtime.config import PipelineSettings
-from edge_runtime.daemon import fitted
 from edge_runtime.model.manifest import StateSpec
+from edge_runtime.pipelines import fitted
 from edge_runtime.stream.decode import SourceSettings
 from edge_runtime.stream.states import StateSettings
 from edge_runtime.stream.window import WindowSettings

@@ -139,3 +139,50 @@ def test_what_goes_in_comes_out_or_gives_way_and_each_stream_keeps_its_order(ste
     for stream in "abc":
         numbers = [int(message.payload) for found, message in left if found == stream]
         assert numbers == sorted(numbers)
+
+
+def test_nothing_gives_way_in_a_queue_that_blocks() -> None:
+    subject = queue(when_full="block", max=2, max_bytes=1)
+    offered = [queued(stream, n) for n in range(10) for stream in "ab"]
+
+    assert [given for one in offered for given in subject.offer([one])] == []
+    taken = subject.take(5)
+    assert sum(len(run.messages) for run in taken) == 5
+    subject.put_back(taken[:1])
+    assert subject.offer([queued("a", 10)]) == []
+    assert sum(len(run.messages) for run in subject.take(100)) == len(offered) + 1 - len(taken[1].messages)
+
+
+@given(
+    waiting=st.dictionaries(st.sampled_from("abcde"), st.integers(1, 40), min_size=1),
+    limits=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    when_full=st.sampled_from(["drop_oldest", "block"]),
+)
+def test_while_streams_wait_none_of_them_gets_more_than_one_message_ahead_of_another(
+    waiting: dict[str, int], limits: list[int], when_full: str
+) -> None:
+    subject = InputQueue(QueueSettings(max=50, when_full=when_full), max_streams=5)
+    left, got = dict(waiting), dict.fromkeys(waiting, 0)
+    for stream, count in waiting.items():
+        assert subject.admits(stream)
+        subject.offer([Queued(stream, [Message("t", b"", 0)] * count)])
+    for limit in limits:
+        taken = subject.take(limit)
+        assert sum(len(run.messages) for run in taken) == min(limit, sum(left.values()))
+        for run in taken:
+            got[run.stream] += len(run.messages)
+            left[run.stream] -= len(run.messages)
+        for hungry in (stream for stream, count in left.items() if count):
+            assert max(got.values()) <= got[hungry] + 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["noisy", "noisy", "noisy", "a", "b"]), st.integers(1, 20)), max_size=60))
+def test_a_noisy_stream_costs_the_others_neither_messages_nor_their_turn(bursts: list[tuple[str, int]]) -> None:
+    """Whatever comes, a stream that keeps to its bound loses nothing, and whoever waits is in the next take."""
+    subject = queue(max=8)
+    for stream, count in bursts:
+        gave_way = subject.offer([Queued(stream, [Message("t", b"", 0)] * count)])
+        assert {found for found, _ in gave_way} <= {stream}
+        waited = {found for found, depth in subject.depths().items() if depth}
+        assert {run.stream for run in subject.take(6)} == waited
+        assert all(depth <= 8 for depth in subject.depths().values())

@@ -27,7 +27,8 @@ from edge_runtime.config import load
 from edge_runtime.daemon import Daemon
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
-from edge_runtime.loop import Connection, Lane, Loop
+from edge_runtime.lanes import Connection, Lane
+from edge_runtime.loop import Loop
 from edge_runtime.model.bundle import Golden, read, write
 from edge_runtime.model.session import Session, SessionSettings
 from edge_runtime.model.threads import ThreadChoice

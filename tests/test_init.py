@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from edge_runtime.cli import main
 from edge_runtime.config import load
-from edge_runtime.daemon import fitted
 from edge_runtime.errors import ConfigError
 from edge_runtime.init import Choices, init, node_name, render
 from edge_runtime.model.bundle import read
 from edge_runtime.model.manifest import Manifest, OutputSpec, StateSpec
+from edge_runtime.pipelines import fitted
 from edge_runtime.records import InputSpec
 from edge_runtime.settings import read_toml
 

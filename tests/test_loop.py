@@ -9,7 +9,8 @@ from bundles import means_manifest
 
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
-from edge_runtime.loop import Connection, Lane, Loop
+from edge_runtime.lanes import Connection, Lane
+from edge_runtime.loop import Loop
 from edge_runtime.monitor.latency import StageRecorder
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Routes, Tree, parse_source
@@ -276,11 +277,11 @@ def test_a_refused_result_is_accounted_for_with_the_brokers_reason() -> None:
     assert bench.account().results_dropped == {"Not authorized": 1}
     assert bench.loop.publish_refusals == 2
     bench.client.refuse_with = ""
-    bench.loop.retry_states()
+    bench.loop.states.retry()
     bench.steps()
     states = [out for out in bench.client.published if "/state/a" in out.topic]
     assert (len(states), states[0]) == (2, states[1])
-    assert bench.loop.states() == states[:1]
+    assert bench.loop.states.all() == states[:1]
 
 
 def test_turns_wait_while_too_many_results_are_unconfirmed_so_that_the_queue_rule_decides() -> None:
@@ -354,7 +355,7 @@ def test_an_event_that_is_refused_is_counted_with_the_reason_and_not_sent_again(
         bench.arrive(rows)
     bench.steps()
     bench.client.refuse_with = ""
-    bench.loop.retry_states()
+    bench.loop.states.retry()
     bench.steps()
 
     assert len(bench.documents("/event/a")) == 1
@@ -372,7 +373,8 @@ def test_draining_waits_for_the_confirmation_of_an_event() -> None:
     bench.steps()
     assert (bench.account().waiting, bench.loop.drain(deadline_ns=0)) == (0, False)
 
-    bench.client.confirmed = lambda: Confirmed([len(published)], [])
+    event = next(token for token, one in enumerate(published, 1) if "/event/" in one.topic)
+    bench.client.confirmed = lambda: Confirmed([event], [])
     bench.steps()
     assert bench.loop.drain(deadline_ns=0)
 

@@ -38,7 +38,7 @@ def test_an_absent_broker_is_one_line_and_its_coming_another(
 
 
 @pytest.mark.broker
-def test_a_broker_that_goes_and_comes_back_is_two_lines(
+def test_a_broker_that_goes_and_comes_back_without_our_session_is_three_lines(
     make_client: MakeClient, broker: Broker, events: Events
 ) -> None:
     client = make_client(broker.url)
@@ -48,7 +48,7 @@ def test_a_broker_that_goes_and_comes_back_is_two_lines(
     broker.start()
     drive(client, lambda: client.connected)
 
-    assert [event for event, _ in events()] == ["mqtt_connected", "mqtt_lost", "mqtt_connected"]
+    assert [event for event, _ in events()] == ["mqtt_connected", "mqtt_lost", "mqtt_connected", "mqtt_session_lost"]
     assert client.counters.connects == 2
     assert client.counters.disconnects == 1
     assert client.counters.sessions_lost == 1

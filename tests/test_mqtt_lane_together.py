@@ -24,6 +24,7 @@ from edge_runtime.mqtt.lane import LaneTraffic
 from edge_runtime.mqtt.lane_socket import LaneSocket
 from edge_runtime.mqtt.sending import SendQueue
 from edge_runtime.mqtt.settings import MqttSettings
+from edge_runtime.mqtt.transport import Counters
 from edge_runtime.records import Outgoing
 
 server, connected = lane_server.server, lane_server.connected
@@ -62,7 +63,8 @@ class Driven:
         self._together = together
         settings = MqttSettings(url="mqtt://localhost", max_unwritten_bytes=1_500)
         self._link: Any = SimpleNamespace(client=SimpleNamespace(socket=lambda: self.lane), line=line, open=True)
-        self.traffic = LaneTraffic(settings, wire.Account("", None, None), link=self._link, queue=self.queue)
+        given = {"link": self._link, "queue": self.queue, "counters": Counters()}
+        self.traffic = LaneTraffic(settings, wire.Account("", None, None), **given)
         self._connect(session_present=False)
 
     def publish(self, messages: Sequence[Outgoing]) -> None:

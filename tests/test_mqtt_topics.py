@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
-from edge_runtime.mqtt.topics import Routes, Source, Tree, match, overlaps, parse_source, plan_connections
+from edge_runtime.mqtt.topics import (
+    Planned,
+    Routes,
+    Source,
+    Tree,
+    match,
+    overlaps,
+    parse_source,
+    plan_connections,
+    plan_pipelines,
+)
 
 LEVELS = ("a", "b", "", "$x")
 MAX_LEVELS = 3
@@ -126,6 +136,46 @@ def test_a_plan_holds_every_filter_once_and_no_overlap_within_a_connection(
             assert not overlaps(a, b)
 
 
+def test_a_pipeline_that_blocks_has_a_connection_of_its_own_even_for_an_equal_filter() -> None:
+    wanted = {"slow": ("a/+", 1), "wear": ("a/+", 0), "vib": ("a/#", 1), "alarm": ("a/+", 1), "heat": ("b", 1)}
+
+    assert plan_pipelines(wanted, blocking={"slow": 64, "heat": 8}) == [
+        Planned("", (("a/+", 1),), ("wear", "alarm")),
+        Planned("-2", (("a/#", 1),), ("vib",)),
+        Planned("-block-slow", (("a/+", 1),), ("slow",), 64),
+        Planned("-block-heat", (("b", 1),), ("heat",), 8),
+    ]
+
+
+def test_the_first_connection_keeps_the_plain_client_id_when_all_pipelines_block() -> None:
+    plan = plan_pipelines({"p": ("a", 1), "q": ("a", 1)}, blocking={"p": 5, "q": 6})
+
+    assert [(one.suffix, one.pipelines, one.receive_maximum) for one in plan] == [
+        ("", ("p",), 5),
+        ("-block-q", ("q",), 6),
+    ]
+
+
+@settings(deadline=None)
+@given(
+    wanted=st.dictionaries(st.sampled_from("pqrstu"), st.tuples(filters, st.integers(0, 1)), min_size=1),
+    blocking=st.sets(st.sampled_from("pqrstu")),
+)
+def test_every_pipeline_is_served_by_one_connection_that_subscribes_its_filter_and_ids_differ(
+    wanted: dict[str, tuple[str, int]], blocking: set[str]
+) -> None:
+    plan = plan_pipelines(wanted, blocking={name: 9 for name in wanted if name in blocking})
+
+    assert sorted(name for one in plan for name in one.pipelines) == sorted(wanted)
+    assert len({one.suffix for one in plan}) == len(plan)
+    assert plan[0].suffix == ""
+    for one in plan:
+        assert {wanted[name][0] for name in one.pipelines} == {topic_filter for topic_filter, _ in one.subscriptions}
+        assert all(dict(one.subscriptions)[wanted[name][0]] >= wanted[name][1] for name in one.pipelines)
+        blocks = any(name in blocking for name in one.pipelines)
+        assert (one.receive_maximum, len(one.pipelines)) == (9, 1) if blocks else one.receive_maximum is None
+
+
 def test_routes_name_every_pipeline_and_its_stream() -> None:
     source = parse_source("plant/+machine/vib")
     routes = Routes([("wear", source), ("alarm", source), ("temp", parse_source("plant/+machine/temp"))])
@@ -163,6 +213,7 @@ def test_the_tree_is_the_one_that_is_documented() -> None:
     assert tree.status == "edge/v1/press-1/status"
     assert tree.info == "edge/v1/press-1/info"
     assert tree.metrics == "edge/v1/press-1/metrics"
+    assert tree.events == "edge/v1/press-1/events"
     assert tree.out("vib", "a/b") == "edge/v1/press-1/p/vib/out/a/b"
     assert tree.state("vib", "p1") == "edge/v1/press-1/p/vib/state/p1"
     assert tree.event("vib", "p1") == "edge/v1/press-1/p/vib/event/p1"

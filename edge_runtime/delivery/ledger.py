@@ -9,7 +9,7 @@ derived from the other terms; otherwise the check could not fail.
 
     the loop, a message read               received; if no pipeline takes it `dead_lettered` too, under NO_PIPELINE
     overload, at a queue                   dropped (queue_full, expired, ...)
-    stream/pipeline.py, ingest             windows_completed, lost_before_us, producer_restarted
+    stream/pipeline.py, ingest             windows_completed
     the loop, a turn is done               settle: the turn's messages, and its windows that became results
     the loop, windows given up             window_dropped (shutdown, ...)
     mqtt, PUBACK or written at QoS 0       confirmed
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -138,13 +138,21 @@ class Ledger:
         """Events of settled turns will not be sent; in no equation."""
         _add(self._account(pipeline, stream).events_dropped, reason, n)
 
-    def lost_before_us(self, pipeline: str, stream: str, n: int = 1) -> None:
-        """Numbers are missing in a producer's sequence; in no equation."""
-        self._account(pipeline, stream).lost_before_us += n
+    def accounts(self) -> list[Key]:
+        """(pipeline, stream) of every account."""
+        return list(self._accounts)
 
-    def producer_restarted(self, pipeline: str, stream: str, n: int = 1) -> None:
-        """A producer's numbering began anew; in no equation."""
-        self._account(pipeline, stream).restarts += n
+    def account(self, pipeline: str, stream: str) -> Account:
+        """The account of a stream, as it is at this moment; whoever asks only reads it."""
+        return self._account(pipeline, stream)
+
+    def restore(self, account: Account) -> None:
+        """Go on counting where another run has ended."""
+        self._accounts[account.pipeline, account.stream] = account
+
+    def forget(self, pipeline: str, stream: str) -> None:
+        """Of a pipeline that is no longer there."""
+        self._accounts.pop((pipeline, stream), None)
 
     def settle(self, turn: Turn) -> None:
         """Count what became of a turn's messages and windows; once a turn.
@@ -164,12 +172,21 @@ class Ledger:
             self.window_dropped(pipeline, stream, reason, n)
         for stream, n in tally([result.stream for result in turn.results]).items():
             self._account(pipeline, stream).results += n
-        for segment in turn.events:
-            self._account(pipeline, segment.stream).events += 1
         for stream, n in turn.unchanged.items():
             account = self._account(pipeline, stream)
             account.results += n
             account.unchanged += n
+        self._settle_beside(turn)
+
+    def _settle_beside(self, turn: Turn) -> None:
+        """What is in no equation."""
+        pipeline = turn.pipeline
+        for segment in turn.events:
+            self._account(pipeline, segment.stream).events += 1
+        for stream, n in turn.lost_before_us.items():
+            self._account(pipeline, stream).lost_before_us += n
+        for stream, n in turn.restarts.items():
+            self._account(pipeline, stream).restarts += n
 
     def snapshot(
         self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]
@@ -217,6 +234,21 @@ class Ledger:
         if account is None:
             account = self._accounts[pipeline, stream] = Account(pipeline, stream)
         return account
+
+
+def as_row(account: Account) -> tuple[object, ...]:
+    """An account as it is stored, without the gauges' meaning."""
+    return account.pipeline, account.stream, _counts(account), *(getattr(account, field) for field in REASONS)
+
+
+def from_row(row: Sequence[Any]) -> Account:
+    """The account that `as_row` has made the row of; its gauges are zero."""
+    pipeline, stream, counts, *reasons = row
+    account = Account(
+        pipeline, stream, **dict(zip(COUNTS, counts, strict=True)), **dict(zip(REASONS, reasons, strict=True))
+    )
+    account.queued = account.in_flight = account.waiting = 0
+    return account
 
 
 def imbalances(account: Account) -> list[Imbalance]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
@@ -15,14 +16,21 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much may wait, and what gives way.
 
     max: messages per stream. max_bytes: payloads of the whole pipeline. drop_oldest: of the stream whose message
-    finds no room, the one that waited longest. latest_only: everything older than its newest.
+    finds no room, the one that waited longest. latest_only: everything older than its newest. block: nothing; the
+    pipeline has a connection of its own, on which the broker sends no more than max messages, of all streams, before
+    some are acknowledged (MQTT 5; on 3.1.1 as many as it will). max_bytes is no bound then: it is max messages of
+    mqtt.maximum_packet_bytes each.
     max_age_s: a message older than this when its turn comes is dropped undecoded; 0 = never.
     """
 
     max: Annotated[int, msgspec.Meta(ge=1)] = 256
     max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 * 1024 * 1024
-    when_full: Literal["drop_oldest", "latest_only"] = "drop_oldest"
+    when_full: Literal["drop_oldest", "latest_only", "block"] = "drop_oldest"
     max_age_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    @property
+    def blocks(self) -> bool:
+        return self.when_full == "block"
 
 
 class _Waiting:
@@ -36,7 +44,8 @@ class _Waiting:
 
 
 class InputQueue:
-    """The waiting messages of one pipeline, a bounded queue per stream, served in turn.
+    """The waiting messages of one pipeline, a bounded queue per stream, served in turn; one that blocks is bounded by
+    what the broker sends.
 
     As long as no bound can be met they lie in one list, in order of arrival; they are dealt out to their streams only
     when some must give way or wait for others.
@@ -45,6 +54,8 @@ class InputQueue:
     def __init__(self, settings: QueueSettings, *, max_streams: int) -> None:
         self._max = 1 if settings.when_full == "latest_only" else settings.max
         self._max_bytes = settings.max_bytes
+        if settings.blocks:
+            self._max = self._max_bytes = sys.maxsize
         self._max_streams = max_streams
         self._arrived: list[Queued] = []
         self._streams: dict[str, _Waiting] = {}

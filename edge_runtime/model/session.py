@@ -171,6 +171,7 @@ class Session:
         self.is_streaming = bool(manifest.states)
         self._run = self._session.run
         self._single: _SingleRun | None = None
+        self.runs = 0
         self._to_scores = SCORES[manifest.output.kind]
         self.golden_error = self._check_golden(bundle)
         self.infer_ns = self._measure(bundle.golden.inputs[:1], now_ns)
@@ -206,6 +207,7 @@ class Session:
         return raw, [state for _, after in parts for state in after]
 
     def _step_once(self, inputs: Floats, states: Sequence[State]) -> tuple[Floats, list[State]]:
+        self.runs += 1
         specs = self.manifest.states
         feed = {self._input: inputs, **self._scalars}
         if len(states) == 1:
@@ -221,6 +223,7 @@ class Session:
         return raw, [tuple(array.copy() for array in of_stream) for of_stream in zip(*split, strict=True)]
 
     def _run_once(self, inputs: Floats) -> Floats:
+        self.runs += 1
         if len(inputs) == 1 and self._single is not None and (raw := self._single.run(inputs)) is not None:
             return raw
         returned: Floats = self._run(self._outputs, {self._input: inputs, **self._scalars})[0]

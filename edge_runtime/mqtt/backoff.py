@@ -32,12 +32,16 @@ class Backoff:
     def connected(self, now_ns: int) -> None:
         self._connected_ns = now_ns
 
+    def lasted(self, now_ns: int) -> bool:
+        """Whether there is a connection, or was until now, that has lasted."""
+        return self._connected_ns is not None and now_ns - self._connected_ns >= self._stable_after_ns
+
     def failed(self, now_ns: int, *, longest: bool = False) -> float:
         """A connection was lost, or could not be had: seconds to wait.
 
         longest: trying soon is pointless (the broker refused us); wait half the maximum or more.
         """
-        if self._connected_ns is not None and now_ns - self._connected_ns >= self._stable_after_ns:
+        if self.lasted(now_ns):
             self.attempts = 0
         self._connected_ns = None
         self.attempts += 1

@@ -16,7 +16,7 @@ from edge_runtime.mqtt import wire
 from edge_runtime.mqtt.link import Link
 from edge_runtime.mqtt.sending import Entry, SendQueue
 from edge_runtime.mqtt.settings import MqttSettings, parse_url
-from edge_runtime.mqtt.transport import MAX_MESSAGES, Kind
+from edge_runtime.mqtt.transport import MAX_MESSAGES, UNPUBLISHABLE, Counters, Kind
 from edge_runtime.records import Message, Outgoing
 
 
@@ -87,10 +87,11 @@ class CallbackTraffic:
         *,
         link: Link,
         queue: SendQueue,
+        counters: Counters,
         now_ns: Callable[[], int],
     ) -> None:
         self.more = False
-        self._settings = settings
+        self._settings, self._counters = settings, counters
         self._link, self._queue, self._now_ns = link, queue, now_ns
         make = WebsocketClient if parse_url(settings.url).path else paho.Client
         self._paho = wire.new_client(settings, account, link.errors, make=make)
@@ -115,11 +116,13 @@ class CallbackTraffic:
     def accepted(self, limits: wire.Limits, *, session_present: bool) -> None:
         """After on_connect, paho by itself sends again what was in flight, with the old ids.
 
-        That is right for a session the broker still holds, as long as its window has room; otherwise those messages go
-        out anew.
+        That is right for a session the broker still holds, as long as its window has room and it takes them all;
+        otherwise those messages go out anew.
         """
         self._window, self._packet_limit = wire.allowed(limits, self._settings)
-        if not session_present or len(self._queue.in_flight) > self._window:
+        in_flight = self._queue.in_flight
+        largest = max((wire.packet_bytes(entry.message) for entry in in_flight.values()), default=0)
+        if not session_present or len(in_flight) > self._window or largest > self._packet_limit:
             self._paho.drop_out_messages()
             self._handed.forget(in_flight=True)
             self._queue.send_anew()
@@ -190,7 +193,7 @@ class CallbackTraffic:
                 self._paho.on_publish = self._on_publish if entry.message.qos or self._queue.in_flight else None
                 sent = wire.publish(self._paho, entry.message, self._queue.expiry_s(entry), self._settings)
             except ValueError as error:
-                self._queue.fail(entry, f"cannot be published: {error}")
+                self._queue.fail(entry, f"{UNPUBLISHABLE}: {error}")
                 continue
             if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
                 self._queue.put_back(entry)
@@ -218,7 +221,8 @@ class CallbackTraffic:
     # paho calls back, inside read and write.
 
     def _on_publish(self, _client: paho.Client, _user: object, mid: int, code: ReasonCode, _found: object) -> None:
-        self._handed.answer(mid, str(code) if code.is_failure else "")
+        self._handed.answer(mid, wire.refusal(code.value))
+        self._counters.no_subscribers += code == wire.NO_SUBSCRIBERS
 
     def _on_message(self, client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         self._messages.append(wire.taken(client, message, received_ns=self._read_ns, epoch=self._epoch))

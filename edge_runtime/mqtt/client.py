@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
 from paho.mqtt import client as paho
 from paho.mqtt.client import ConnectFlags
 from paho.mqtt.properties import Properties as Found
@@ -18,13 +19,14 @@ from edge_runtime.mqtt import wire
 from edge_runtime.mqtt.backoff import Backoff
 from edge_runtime.mqtt.link import Link
 from edge_runtime.mqtt.outcomes import Outcomes
+from edge_runtime.mqtt.oversize import Oversize
 from edge_runtime.mqtt.presence import Presence
 from edge_runtime.mqtt.sending import SendQueue
 from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.subscribing import Subscribing
 from edge_runtime.mqtt.topics import Subscription
 from edge_runtime.mqtt.traffic import Traffic, make_traffic
-from edge_runtime.mqtt.transport import Confirmed, Counters
+from edge_runtime.mqtt.transport import STOPPED, Confirmed, Counters
 from edge_runtime.records import Message, Outgoing
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,9 @@ class MqttClient:
         link: Link,
         queue: SendQueue,
         traffic: Traffic,
+        outcomes: Outcomes,
         backoff: Backoff,
-        client_id: str,
+        counters: Counters,
         subscriptions: Sequence[Subscription],
         retained: bool,
         presence: Presence | None,
@@ -59,14 +62,14 @@ class MqttClient:
     ) -> None:
         """make_client says what they are. Raises ValueError for a subscription at QoS 2."""
         self.kind = traffic.kind
-        self.counters = Counters()
+        self.counters = counters
         self.limits: wire.Limits | None = None
         self._settings = settings
         self._subscribing = Subscribing(subscriptions, settings, self.counters, retained=retained)
         self._link, self._queue, self._traffic, self._backoff = link, queue, traffic, backoff
         self._presence, self._birth = presence, birth
         self._now_ns, self._unix_s = now_ns, unix_s
-        self._outcomes = Outcomes(settings, client_id, self.counters)
+        self._outcomes, self._oversize = outcomes, Oversize()
         self._phase: Phase = "new"
         self._reason = "not started"
         self._due_ns = NEVER_NS
@@ -93,6 +96,10 @@ class MqttClient:
     @property
     def reason(self) -> str:
         return self._reason
+
+    @property
+    def problem(self) -> str:
+        return "" if self._backoff.lasted(self._now_ns()) else self._outcomes.problem
 
     @property
     def more(self) -> bool:
@@ -157,8 +164,8 @@ class MqttClient:
                 log.warning("mqtt_stopped_unsaid", extra=self._outcomes.facts)
                 self._link.cut()
             self._traffic.lost()
-        self._phase, self._reason = "stopped", "stopped"
-        self._queue.close("stopped")
+        self._phase, self._reason = "stopped", STOPPED
+        self._queue.close(STOPPED)
         log.info("mqtt_stopped", extra=self._outcomes.facts)
 
     def _say_stopped(self, deadline_ns: int) -> bool:
@@ -225,8 +232,14 @@ class MqttClient:
     def _failed(self, reason: str) -> None:
         """An attempt came to nothing, or a connection broke: wait before the next."""
         now_ns = self._now_ns()
-        self._due_ns = now_ns + round(self._backoff.failed(now_ns, longest=self._outcomes.hopeless) * 1e9)
-        self._outcomes.ended(reason, connected=self.connected)
+        lasted = self._backoff.lasted(now_ns)
+        wait_s = self._backoff.failed(now_ns, longest=self._outcomes.hopeless)
+        self._due_ns = now_ns + round(wait_s * 1e9)
+        self._outcomes.ended(reason, connected=self.connected, lasted=lasted, wait_s=wait_s)
+        if lasted:
+            self._oversize.forget()
+        if self._outcomes.too_large:
+            self._oversize.refused(self._queue.under_way())
         if self._phase in LINKED:
             self._traffic.lost()
         self._phase, self._reason = "waiting", reason
@@ -285,7 +298,9 @@ class MqttClient:
             self._outcomes.refusal = str(code)
             return
         self.limits = wire.limits(found, self._settings)
-        self._traffic.accepted(self.limits, session_present=flags.session_present)
+        largest = min(self.limits.maximum_packet_bytes, self._oversize.limit)
+        limits = msgspec.structs.replace(self.limits, maximum_packet_bytes=largest)
+        self._traffic.accepted(limits, session_present=flags.session_present)
         self._welcome = flags
 
 
@@ -294,6 +309,8 @@ def make_client(
     *,
     client_id: str,
     subscriptions: Sequence[Subscription] = (),
+    receive_maximum: int | None = None,
+    had_session: bool = False,
     retained: bool = False,
     presence: Presence | None = None,
     birth: Callable[[], list[Outgoing]] = list,
@@ -303,12 +320,16 @@ def make_client(
 ) -> MqttClient:
     """A client that carries messages as the settings' client says.
 
+    receive_maximum: QoS 1 messages the broker may have unacknowledged with us, where not the settings' own; MQTT 3.1.1
+    cannot tell it. had_session: an earlier process had a session under this client id, which the broker should hold.
     retained: the broker is to send what it has retained, too; on MQTT 3.1.1 it always does.
     presence: of the node, on one of its connections only; sets the last will and says "stopped" at the end.
     birth: what to publish at every connect, before anything else. uniform: in [0, 1), the back-off's jitter.
     Raises ConfigError for files that cannot be used, ValueError for a subscription at QoS 2.
     """
-    link, queue = Link(now_ns=now_ns), SendQueue(max_waiting=settings.max_outgoing, now_ns=now_ns)
+    if receive_maximum is not None:
+        settings = msgspec.structs.replace(settings, receive_maximum=receive_maximum)
+    link, queue, counters = Link(now_ns=now_ns), SendQueue(max_waiting=settings.max_outgoing, now_ns=now_ns), Counters()
     backoff = Backoff(
         minimum_s=settings.reconnect_min_s,
         maximum_s=settings.reconnect_max_s,
@@ -319,9 +340,10 @@ def make_client(
         settings,
         link=link,
         queue=queue,
-        traffic=make_traffic(settings, client_id, link=link, queue=queue, now_ns=now_ns),
+        traffic=make_traffic(settings, client_id, link=link, queue=queue, counters=counters, now_ns=now_ns),
+        outcomes=Outcomes(settings, client_id, counters, had_session=had_session),
         backoff=backoff,
-        client_id=client_id,
+        counters=counters,
         subscriptions=subscriptions,
         retained=retained,
         presence=presence,

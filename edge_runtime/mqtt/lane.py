@@ -14,7 +14,7 @@ from edge_runtime.mqtt.lane_socket import LaneClient, LaneSocket, on_register_wr
 from edge_runtime.mqtt.link import Link
 from edge_runtime.mqtt.sending import Entry, SendQueue
 from edge_runtime.mqtt.settings import MqttSettings
-from edge_runtime.mqtt.transport import MAX_MESSAGES, Kind
+from edge_runtime.mqtt.transport import MAX_MESSAGES, UNPUBLISHABLE, Counters, Kind
 from edge_runtime.records import Message, Outgoing
 
 READ_BYTES = 262_144
@@ -31,9 +31,11 @@ class LaneTraffic:
 
     kind: Kind = "lane"
 
-    def __init__(self, settings: MqttSettings, account: wire.Account, *, link: Link, queue: SendQueue) -> None:
+    def __init__(
+        self, settings: MqttSettings, account: wire.Account, *, link: Link, queue: SendQueue, counters: Counters
+    ) -> None:
         self.more = False
-        self._settings, self._account = settings, account
+        self._settings, self._account, self._counters = settings, account, counters
         self._link, self._queue = link, queue
         self._five = settings.protocol == "5"
         self._max_unwritten_bytes = settings.max_unwritten_bytes
@@ -214,7 +216,7 @@ class LaneTraffic:
         try:
             frame = publish_frame(message, mid, False, expiry_s, self._five)
         except ValueError as error:
-            self._queue.fail(entry, f"cannot be published: {error}")
+            self._queue.fail(entry, f"{UNPUBLISHABLE}: {error}")
             return
         if len(frame) > self._packet_limit:
             self._queue.fail(entry, wire.too_large(len(frame), self._packet_limit))
@@ -272,6 +274,8 @@ class LaneTraffic:
             self._lane.end()
         if cut.answers:
             self._queue.answered([(mid, wire.refusal(code) if code else "") for mid, code in cut.answers])
+            codes = [code for _, code in cut.answers if code]
+            self._counters.no_subscribers += codes.count(wire.NO_SUBSCRIBERS)
         if not cut.control and not self._lane.ended:
             return cut.messages
         self._lane.control += cut.control

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +13,7 @@ from edge_runtime.mqtt.topics import Tree
 from edge_runtime.records import DeadLetter, Outgoing, Result, Segment, StateChange
 
 JSON = "application/json"
+SCHEMA = 1
 DEAD_LETTER_HEAD_BYTES = 256
 METRICS_EXPIRY_INTERVALS, LEAST_METRICS_EXPIRY_S = 3, 30
 
@@ -37,6 +38,18 @@ class DeadLetterDocument(msgspec.Struct, frozen=True):
     payload_bytes: int
     head: str
     suppressed: int
+
+
+class NodeEvent(msgspec.Struct, frozen=True):
+    """Something that happened to the node, and that an operator may have to look into; its facts stand beside these.
+
+    at: Unix seconds.
+    """
+
+    v: int
+    event: str
+    at: float
+    boot_id: str
 
 
 class _Allowance:
@@ -70,13 +83,15 @@ class _ResultTopics(dict[str, str]):
 
 
 class Publications:
-    """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name.
+    """Builds the node's documents. result_qos: QoS of a pipeline's results, by its name. boot_id: of the daemon.
 
     It remembers the topic of every stream; whoever opens streams bounds their number.
     """
 
-    def __init__(self, tree: Tree, *, result_qos: dict[str, int], dead_letters: DeadLetterSettings) -> None:
-        self._tree = tree
+    def __init__(
+        self, tree: Tree, *, result_qos: dict[str, int], dead_letters: DeadLetterSettings, boot_id: str = ""
+    ) -> None:
+        self._tree, self._boot_id = tree, boot_id
         self.result_qos = result_qos
         self._result_topics = {pipeline: _ResultTopics(tree, pipeline) for pipeline in result_qos}
         self._dead_letters = dead_letters
@@ -113,6 +128,11 @@ class Publications:
         )
         allowance.suppressed = 0
         return Outgoing(self._tree.dead(pipeline), self._encode(document), qos=0, content_type=JSON)
+
+    def node_event(self, event: str, facts: Mapping[str, Any], *, unix_s: float) -> Outgoing:
+        """event: a fixed word. facts: what is known about it, under other keys than NodeEvent's."""
+        told = msgspec.structs.asdict(NodeEvent(SCHEMA, event, round(unix_s, 3), self._boot_id))
+        return Outgoing(self._tree.events, self._encode({**told, **facts}), qos=1, content_type=JSON)
 
     def info(self, document: dict[str, Any]) -> Outgoing:
         return Outgoing(self._tree.info, self._encode(document), qos=1, retain=True, content_type=JSON)

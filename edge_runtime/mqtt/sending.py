@@ -9,14 +9,10 @@ from itertools import repeat
 
 import msgspec
 
-from edge_runtime.mqtt.transport import Confirmed
+from edge_runtime.mqtt.transport import EXPIRED, NOT_CONNECTED, QUEUE_FULL, Confirmed
 from edge_runtime.records import Outgoing
 
 log = logging.getLogger(__name__)
-
-QUEUE_FULL = "outgoing queue full"
-NOT_CONNECTED = "not connected"
-EXPIRED = "expired while waiting"
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -106,6 +102,12 @@ class SendQueue:
         """A message of QoS 1 was handed over, for the first time or again."""
         entry.sent_ns = sent_ns
         self.in_flight[mid] = entry
+
+    def under_way(self) -> list[Entry]:
+        """The messages that were handed over on this connection and may not have arrived."""
+        unsent = set(self.again)
+        in_flight = [entry for mid, entry in self.in_flight.items() if mid not in unsent]
+        return in_flight + [alone for entry in self.unwritten for alone in entry.apart()]
 
     def add(self, message: Outgoing, *, connected: bool) -> int:
         """A new token. A message there is no room for is confirmed at once, with the reason.

@@ -6,7 +6,7 @@ Pure: strings in, facts out. Rules of matching: MQTT 5.0, section 4.7.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -163,6 +163,35 @@ def plan_connections(subscriptions: Iterable[Subscription]) -> list[list[Subscri
     return connections
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """A connection, the pipelines it serves, and what its client id ends with: nothing for the first.
+
+    receive_maximum: messages of QoS 1 it may have unacknowledged, None for as many as the settings say.
+    """
+
+    suffix: str
+    subscriptions: tuple[Subscription, ...]
+    pipelines: tuple[str, ...]
+    receive_maximum: int | None = None
+
+
+def plan_pipelines(wanted: Mapping[str, Subscription], *, blocking: Mapping[str, int]) -> list[Planned]:
+    """The connections of pipelines, by name; at least one pipeline. Those that may share come first.
+
+    blocking: a connection of its own for each of these, as withholding acknowledgements stops all that comes on it;
+    with the number of messages that may be unacknowledged.
+    """
+    shared = {name: subscription for name, subscription in wanted.items() if name not in blocking}
+    planned: list[Planned] = []
+    for number, subscriptions in enumerate(plan_connections(shared.values()), 1):
+        filters = {topic_filter for topic_filter, _ in subscriptions}
+        served = tuple(name for name, (topic_filter, _) in shared.items() if topic_filter in filters)
+        planned.append(Planned("" if number == 1 else f"-{number}", tuple(subscriptions), served))
+    for name, most in blocking.items():
+        planned.append(Planned(f"-block-{name}" if planned else "", (wanted[name],), (name,), most))
+    return planned
+
+
 class Routes:
     """Which pipelines of one connection want a topic, and as which stream; remembered for the last topics seen."""
 
@@ -228,6 +257,10 @@ class Tree(msgspec.Struct, frozen=True):
     @property
     def metrics(self) -> str:
         return f"{self.base}/metrics"
+
+    @property
+    def events(self) -> str:
+        return f"{self.base}/events"
 
     def out(self, pipeline: str, stream: str) -> str:
         return f"{self._pipeline(pipeline)}/out/{stream}"

@@ -16,7 +16,7 @@ from edge_runtime.mqtt.lane_socket import hook_problem
 from edge_runtime.mqtt.link import Link, Writer
 from edge_runtime.mqtt.sending import SendQueue
 from edge_runtime.mqtt.settings import MqttSettings, parse_url
-from edge_runtime.mqtt.transport import Kind
+from edge_runtime.mqtt.transport import Counters, Kind
 from edge_runtime.mqtt.wire import Limits, read_account
 from edge_runtime.records import Message, Outgoing
 
@@ -70,13 +70,19 @@ class Traffic(Writer, Protocol):
 
 
 def make_traffic(
-    settings: MqttSettings, client_id: str, *, link: Link, queue: SendQueue, now_ns: Callable[[], int]
+    settings: MqttSettings,
+    client_id: str,
+    *,
+    link: Link,
+    queue: SendQueue,
+    counters: Counters,
+    now_ns: Callable[[], int],
 ) -> Traffic:
     """As the settings' client says. Raises ConfigError for files that cannot be used, or a lane that cannot."""
     account = read_account(settings, client_id)
     if _kind(settings) == "lane":
-        return LaneTraffic(settings, account, link=link, queue=queue)
-    return CallbackTraffic(settings, account, link=link, queue=queue, now_ns=now_ns)
+        return LaneTraffic(settings, account, link=link, queue=queue, counters=counters)
+    return CallbackTraffic(settings, account, link=link, queue=queue, counters=counters, now_ns=now_ns)
 
 
 def _kind(settings: MqttSettings) -> Kind:

@@ -15,11 +15,31 @@ Kind = Literal["lane", "callbacks"]
 RECONNECT_POLL_S = 0.1
 MAX_MESSAGES = 64
 
+# Why a message could not be delivered: a reason is one of these, or begins with one of them and a colon.
+QUEUE_FULL = "outgoing queue full"
+NOT_CONNECTED = "not connected"
+STOPPED = "stopped"
+EXPIRED = "expired while waiting"
+TOO_LARGE = "packet too large"
+UNPUBLISHABLE = "cannot be published"
+TOPIC_INVALID = "Topic name invalid"
+PAYLOAD_INVALID = "Payload format invalid"
+PERMANENT = frozenset({EXPIRED, TOO_LARGE, UNPUBLISHABLE, TOPIC_INVALID, PAYLOAD_INVALID})
+
+
+def is_permanent(reason: str) -> bool:
+    """Whether a message that failed for this reason would fail again however often it is sent.
+
+    Everything else may pass: the broker is full, away, or has rules that an operator can change.
+    """
+    return reason.partition(":")[0] in PERMANENT
+
 
 class Counters(msgspec.Struct):
     """Since the start. failures: attempts that got no answer. refused: attempts the broker answered with no.
 
-    sessions_lost: reconnects at which the broker no longer knew us, so messages may be gone.
+    sessions_lost: connections at which the broker no longer knew us, so messages may be gone. taken_over: connections
+    that another client with our client id took over. no_subscribers: messages the broker took, for nobody.
     """
 
     connects: int = 0
@@ -28,6 +48,8 @@ class Counters(msgspec.Struct):
     refused: int = 0
     sessions_lost: int = 0
     filters_refused: int = 0
+    taken_over: int = 0
+    no_subscribers: int = 0
 
 
 class Confirmed(NamedTuple):
@@ -67,6 +89,10 @@ class Client(Protocol):
     @property
     def reason(self) -> str:
         """Why it is not connected, for the operator; "" while it is."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with connections that can be had, for the operator; "" once one has lasted stable_after_s."""
 
     def start(self) -> None:
         """Begin to connect; poll sees it through, and tries again."""

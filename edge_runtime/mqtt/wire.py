@@ -28,6 +28,7 @@ from edge_runtime.mqtt.settings import (
     tls_context,
 )
 from edge_runtime.mqtt.topics import INVALID_TOPIC, Subscription, check_topic
+from edge_runtime.mqtt.transport import PAYLOAD_INVALID, TOO_LARGE, TOPIC_INVALID
 from edge_runtime.records import NO_PROPERTIES, Message, Outgoing, Properties
 
 FRAME_BYTES = 5
@@ -35,6 +36,10 @@ PROPERTY_BYTES = 16
 CONTENT_BYTES, USER_BYTES = 3, 5
 MAX_IN_FLIGHT = 65_535
 FAILURE = 0x80
+NO_SUBSCRIBERS, TAKEN_OVER, TOO_LARGE_CODE = 0x10, 0x8E, 0x95
+
+# mosquitto answers a message above its message_size_limit with 0x95, which is no code of a PUBACK.
+_REFUSALS = {0x90: TOPIC_INVALID, 0x99: PAYLOAD_INVALID, TOO_LARGE_CODE: f"{TOO_LARGE}: the broker's word"}
 
 PahoClient = TypeVar("PahoClient", bound=paho.Client)
 
@@ -217,14 +222,16 @@ def refusal(code: int) -> str:
 
 @lru_cache(maxsize=256)
 def _refusal(code: int) -> str:
+    if code in _REFUSALS:
+        return _REFUSALS[code]
     try:
         return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
-    except KeyError:
+    except (KeyError, ValueError):
         return f"reason code 0x{code:02x}"
 
 
 def too_large(size: int, limit: int) -> str:
-    return f"packet too large: {size} bytes, {limit} allowed"
+    return f"{TOO_LARGE}: {size} bytes, {limit} allowed"
 
 
 def taken(client: paho.Client, message: paho.MQTTMessage, *, received_ns: int, epoch: int) -> Message:

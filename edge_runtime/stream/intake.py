@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from edge_runtime.errors import DecodeError
+from edge_runtime.marks import Kept
 from edge_runtime.records import (
     Accepted,
     DeadLetter,
     InputSpec,
     Message,
     Queued,
+    Remembered,
     Rows,
     Samples,
     Turn,
@@ -25,13 +27,14 @@ from edge_runtime.records import (
 from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer
+from edge_runtime.stream.kept import Run, as_message, needed_inputs
 from edge_runtime.stream.rows import RowsDecoder
 from edge_runtime.stream.sequence import NEXT, Sighting
 from edge_runtime.stream.streams import Stream
-from edge_runtime.stream.window import MOST_ROWS, WindowSettings, most_windows_per_sample
+from edge_runtime.stream.window import MOST_ROWS, Placed, WindowSettings, most_windows_per_sample
 
 Key = TypeVar("Key")
-NS_PER_S = 1e9
+NS = 1_000_000_000
 TOGETHER_FROM = 4
 """Messages of a turn from which it pays to take them in together."""
 MOST_APART = 16
@@ -42,10 +45,6 @@ class Ledger(Protocol):
     """Takes what only ingest sees; the rest is settled with the turn."""
 
     def windows_completed(self, pipeline: str, stream: str, n: int = 1) -> None: ...
-
-    def lost_before_us(self, pipeline: str, stream: str, n: int = 1) -> None: ...
-
-    def producer_restarted(self, pipeline: str, stream: str) -> None: ...
 
 
 class Intake:
@@ -67,6 +66,7 @@ class Intake:
         memory: int,
         max_windows: int,
         max_age_ns: int,
+        keep: bool,
         now_ns: Callable[[], int],
     ) -> None:
         """max_age_ns: older messages are dropped undecoded, 0 = none are. The others are as Pipeline says."""
@@ -79,42 +79,84 @@ class Intake:
         self._max_windows, self._max_age_ns = max_windows, max_age_ns or sys.maxsize
         self._most_together = min(max_windows // most_windows_per_sample(window), MOST_ROWS) if decode_rows else 0
         self._apart = self._apart_next = 0
+        self._keep = keep
+        self._runs: dict[str, list[Run]] = {}
         self._transit_ns: list[int] = []
 
     def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
         """Take in messages until the turn is full. runs: one a stream. offset_ns: wall clock minus monotonic clock."""
-        runs = self._without_stale(turn, runs)
+        runs, later = self._without_stale(turn, runs)
         n = len(runs[0].messages) if len(runs) == 1 else sum([len(run.messages) for run in runs])
         several = TOGETHER_FROM <= n <= self._most_together
         if not (several and self._take_together(turn, runs, buffer, offset_ns)):
             self._take_each(turn, runs, buffer, offset_ns)
-        marks = turn.marks
-        for accepted in turn.accepted:
-            if accepted.stream not in marks:
-                marks[accepted.stream] = self.streams[accepted.stream].sequence.mark
+        if later:
+            turn.left_over = _joined(turn.left_over, later)
+        if self._keep:
+            self._mark(turn, offset_ns)
         if self._transit_ns:
             turn.spent.append(("transit", self._transit_ns, 1))
             self._transit_ns = []
 
-    def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> Sequence[Queued]:
-        """Give up what is too old to be worth decoding; what is left.
+    def restore(self, stream: str, remembered: Remembered, *, same_windows: bool, offset_ns: int) -> str:
+        """Take up where another run of the process ended; "" or why the stream's windows begin anew after all."""
+        state, mark, reason = self._stream(stream), remembered.mark, "what its open windows need is not all there"
+        state.given_up = mark.given_up
+        state.sequence.restore(mark, remembered.seen)
+        inputs: list[Placed] = []
+        try:
+            for kept in remembered.kept if same_windows else ():
+                if kept.resets == mark.window.resets:
+                    inputs += self._placed(kept, offset_ns)
+        except DecodeError as error:
+            reason = str(error)
+        if not same_windows:
+            state.windower.resets = mark.window.resets + 1
+            return ""
+        return "" if state.windower.restore(mark.window, inputs, unix_offset_ns=offset_ns) else reason
 
-        Of a run only the first messages can have expired: their hole lies before the others.
+    def _placed(self, kept: Kept, offset_ns: int) -> Iterator[Placed]:
+        """Kept messages decoded again."""
+        begin = kept.begin
+        for number, message in enumerate(kept.messages, kept.first):
+            samples = self._decode(as_message(message, offset_ns), kept.stream)
+            yield begin, number, samples
+            begin += len(samples.values)
+
+    def _mark(self, turn: Turn, offset_ns: int) -> None:
+        """What to remember of the streams that the turn touched."""
+        for run in turn.messages:
+            stream = run.stream
+            if stream not in turn.marks:
+                turn.marks[stream] = mark = self.streams[stream].mark
+                if (runs := self._runs.pop(stream, None)) is not None:
+                    turn.kept += needed_inputs(runs, mark.window, offset_ns)
+
+    def _without_stale(self, turn: Turn, runs: Sequence[Queued]) -> tuple[Sequence[Queued], list[Queued]]:
+        """Give up what is too old to be worth decoding; what is left, and what is left for a later turn.
+
+        Of a run only the first messages are given up: their hole lies before the others. Messages may expire in
+        another order than they came in; then those from the next expired one on are for another turn.
         """
         oldest_ns = turn.taken_ns - self._max_age_ns
         found: list[Queued] = []
+        later: list[Queued] = []
         for run in runs:
-            usable = [one for one in run.messages if one.received_ns >= oldest_ns and not one.retain]
-            if len(usable) == len(run.messages):
+            messages = run.messages
+            is_odd = [one for one in messages if one.retain or one.properties.message_expiry_s is not None]
+            if not is_odd and messages[0].received_ns >= oldest_ns:
                 found.append(run)
                 continue
-            stale = [one for one in run.messages if one.received_ns < oldest_ns or one.retain]
-            given_up = run.given_up + self._drop_stale(turn, run.stream, stale)
+            usable, stale, rest = _sorted_out(messages, turn.taken_ns, oldest_ns)
+            if stale:
+                self._stream(run.stream).given_up += self._drop_stale(turn, run.stream, stale)
             if usable:
-                found.append(Queued(run.stream, usable, given_up))
+                found.append(Queued(run.stream, usable, run.given_up))
             else:
-                self._stream(run.stream).given_up += given_up
-        return found
+                self._stream(run.stream).given_up += run.given_up
+            if rest:
+                later.append(Queued(run.stream, rest))
+        return found, later
 
     def _drop_stale(self, turn: Turn, stream: str, messages: list[Message]) -> int:
         """How many of them leave a hole; a retained one is not part of the stream."""
@@ -239,8 +281,11 @@ class Intake:
                 return None
             sighting = weighed
         key = sequence.epoch, sequence.number
-        turn.accepted.append(Accepted(stream, *key, [message]))
+        accepted = Accepted(stream, *key, [message], sequence.contents(message) if self._keep else ())
+        turn.accepted.append(accepted)
         windows = state.windower.push(samples, key, sighting, unix_offset_ns=offset_ns, keep=buffer.keep)
+        if self._keep:
+            self._note(accepted, state, len(samples.values))
         if windows:
             turn.windows += windows
             self._ledger.windows_completed(self._pipeline, stream, len(windows))
@@ -259,15 +304,15 @@ class Intake:
             return None
         if sighting.verdict == "late":
             _add(turn.dropped, (stream, "late"))
-            self._ledger.lost_before_us(self._pipeline, stream, -1)
+            _add(turn.lost_before_us, stream, -1)
             return None
         given_up, state.given_up = state.given_up, 0
         if sighting.restarted:
-            self._ledger.producer_restarted(self._pipeline, stream)
+            _add(turn.restarts, stream)
         elif samples.seq is None:
             return Sighting("new", given_up) if given_up else sighting
         elif sighting.lost > given_up:
-            self._ledger.lost_before_us(self._pipeline, stream, sighting.lost - given_up)
+            _add(turn.lost_before_us, stream, sighting.lost - given_up)
         return sighting
 
     def _place_burst(self, turn: Turn, state: Stream, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
@@ -285,10 +330,13 @@ class Intake:
             burst = burst.part(n, len(burst.messages))
 
     def _place_following(self, turn: Turn, state: Stream, burst: Burst, buffer: InputBuffer, offset_ns: int) -> None:
-        stream, numbers = burst.stream, state.sequence.take(burst)
+        stream, (numbers, contents) = burst.stream, state.sequence.take(burst)
         epoch = state.sequence.epoch
-        turn.accepted.append(Accepted(stream, epoch, numbers[0], burst.messages))
+        accepted = Accepted(stream, epoch, numbers[0], burst.messages, contents if self._keep else ())
+        turn.accepted.append(accepted)
         windows = state.windower.push_burst(burst, epoch, numbers, unix_offset_ns=offset_ns, keep_all=buffer.keep_all)
+        if self._keep:
+            self._note(accepted, state, len(numbers))
         if windows:
             turn.windows += windows
             self._ledger.windows_completed(self._pipeline, stream, len(windows))
@@ -296,10 +344,17 @@ class Intake:
         if self.transit and sensor_ns is not None:
             self._transit_ns += [at + offset_ns - sent for at, sent in zip(burst.received_ns, sensor_ns, strict=True)]
 
+    def _note(self, accepted: Accepted, state: Stream, n: int) -> None:
+        """Remember until the end of the turn what its open windows may need: messages of n samples together."""
+        windower = state.windower
+        end = windower.end
+        if end > windower.needed:
+            self._runs.setdefault(accepted.stream, []).append(Run(accepted, windower.resets, end - n, end))
+
     def _end_unix_ns(self, samples: Samples) -> int:
         """The time of the last sample by the sensor's clock; of the first where the rate is not known."""
         rate_hz = self._spec.rate_hz
-        span_ns = int((len(samples.values) - 1) / rate_hz * NS_PER_S) if rate_hz else 0
+        span_ns = int((len(samples.values) - 1) / rate_hz * NS) if rate_hz else 0
         return (samples.sensor_unix_ns or 0) + span_ns
 
 
@@ -307,5 +362,31 @@ def _no_rows(_messages: Sequence[Message]) -> None:
     return None
 
 
-def _add(counts: dict[Key, int], key: Key) -> None:
-    counts[key] = counts.get(key, 0) + 1
+def _sorted_out(
+    messages: list[Message], now_ns: int, oldest_ns: int
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Those to use, those given up before them, and the rest from the next expired one on."""
+    usable: list[Message] = []
+    stale: list[Message] = []
+    for i, one in enumerate(messages):
+        expiry_s = one.properties.message_expiry_s
+        expired = one.received_ns < oldest_ns or (expiry_s is not None and now_ns - one.received_ns >= expiry_s * NS)
+        if expired and usable and not one.retain:
+            return usable, stale, messages[i:]
+        (stale if expired or one.retain else usable).append(one)
+    return usable, stale, []
+
+
+def _joined(left_over: Sequence[Queued], later: Sequence[Queued]) -> list[Queued]:
+    """One run a stream: what had no room, and of each stream what comes after it."""
+    found = {run.stream: run for run in left_over}
+    for run in later:
+        before = found.get(run.stream)
+        found[run.stream] = (
+            run if before is None else Queued(run.stream, before.messages + run.messages, before.given_up)
+        )
+    return list(found.values())
+
+
+def _add(counts: dict[Key, int], key: Key, n: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + n

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from edge_runtime.records import Floats, InputSpec, Prediction, Queued, Turn
+from edge_runtime.records import Floats, InputSpec, Prediction, Queued, Remembered, Turn
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
@@ -15,6 +16,8 @@ from edge_runtime.stream.results import Results
 from edge_runtime.stream.rows import RowsDecoder
 from edge_runtime.stream.states import StreamStates
 from edge_runtime.stream.window import WindowSettings
+
+log = logging.getLogger(__name__)
 
 
 class Predictor(Protocol):
@@ -50,6 +53,7 @@ class Pipeline:
         memory: int = 1024,
         max_windows: int = 256,
         max_age_ns: int = 0,
+        keep: bool = False,
         states: StreamStates | None = None,
         publish: Literal["window", "change"] = "window",
         clock: Clock = Clock(),  # noqa: B008  immutable
@@ -59,7 +63,8 @@ class Pipeline:
         decode_rows: for messages of one sample each, many at a time. max_age_ns: older messages are dropped undecoded,
         0 = none are. states: of a streaming model, which then predicts in the predictor's stead. publish: a result per
         window, or only when label or alarm change. run_id: of this run of the process. memory: messages of a stream
-        remembered against redelivery. max_windows: a turn that holds so many takes no more messages.
+        remembered against redelivery. max_windows: a turn that holds so many takes no more messages. keep: turns tell
+        what it takes to go on in another run of the process.
         """
         self.name = name
         self._now_ns, self._unix_ns = clock
@@ -75,6 +80,7 @@ class Pipeline:
             memory=memory,
             max_windows=max_windows,
             max_age_ns=max_age_ns,
+            keep=keep,
             now_ns=clock.monotonic_ns,
         )
         self._results = Results(
@@ -95,6 +101,24 @@ class Pipeline:
     @transit.setter
     def transit(self, trusted: bool) -> None:
         self._intake.transit = trusted
+
+    def restore(self, streams: Mapping[str, Remembered], *, same_windows: bool, same_model: bool) -> int:
+        """Take up where another run of the process ended, before any message comes; how many streams begin anew.
+
+        same_windows, same_model: whether what is kept was cut, and carried, by the settings and the model of now. A
+        stream whose kept inputs are not all that its windows need begins anew, as after a gap, and is logged.
+        """
+        offset_ns, begun_anew = self._unix_ns() - self._now_ns(), 0
+        for stream, remembered in streams.items():
+            reason = self._intake.restore(stream, remembered, same_windows=same_windows, offset_ns=offset_ns)
+            self._results.restore(stream, remembered)
+            states, carried = self._states, remembered.carried if same_model else None
+            if states is not None and carried is not None and not states.restore(stream, carried):
+                reason = reason or "the model's state is of another shape"
+            if reason:
+                begun_anew += 1
+                log.warning("stream_begins_anew", extra={"pipeline": self.name, "stream": stream, "reason": reason})
+        return begun_anew
 
     def process(self, messages: Sequence[Queued]) -> Turn:
         """One turn from start to end in the calling thread."""

@@ -9,7 +9,7 @@ from math import isfinite
 
 import msgspec
 
-from edge_runtime.records import Prediction, Result, StageTimes, StateChange, Turn, Window
+from edge_runtime.records import Prediction, Remembered, Result, StageTimes, StateChange, Told, Turn, Window
 from edge_runtime.stream.decide import Alarm, Decider, Decision
 from edge_runtime.stream.segments import Segments
 
@@ -44,8 +44,19 @@ class Results:
         self._decider, self._now_ns = decider, now_ns
         self._id = blake2b(f"{pipeline}|".encode(), digest_size=16)
         self._segments = Segments()
-        self._told: dict[str, tuple[str, bool | None]] = {}
+        self._told: dict[str, Told] = {}
         self._dropped_at_gap: set[str] = set()
+
+    def restore(self, stream: str, remembered: Remembered) -> None:
+        """Take up where another run of the process ended."""
+        if self._decider.has_alarm and remembered.alarm is not None:
+            self._decider.alarms[stream] = remembered.alarm
+        if self._decider.has_alarm and remembered.segment is not None:
+            self._segments.open[stream] = remembered.segment
+        if remembered.told is not None:
+            self._told[stream] = remembered.told
+        if remembered.dropped_at_gap:
+            self._dropped_at_gap.add(stream)
 
     def tell(self, turn: Turn, prediction: Prediction) -> None:
         """Decide the windows of a turn, oldest first; each is said to have taken its share of the time."""
@@ -117,8 +128,10 @@ class Results:
                 turn.window_drops[key] = turn.window_drops.get(key, 0) + 1
                 if window.fresh or window.gap:
                     self._dropped_at_gap.add(stream)
+                    turn.dropped_at_gap[stream] = True
             elif stream in self._dropped_at_gap:
                 self._dropped_at_gap.remove(stream)
+                turn.dropped_at_gap[stream] = False
                 windows.append(msgspec.structs.replace(window, fresh=True))
             else:
                 windows.append(window)
@@ -132,10 +145,10 @@ class Results:
             alarms.append(alarm)
         return alarms
 
-    def _is_news(self, turn: Turn, stream: str, now: tuple[str, bool | None]) -> bool:
+    def _is_news(self, turn: Turn, stream: str, now: Told) -> bool:
         """Whether label and alarm are new to the stream; if not, the window counts, but is not published."""
         if now != self._told.get(stream):
-            self._told[stream] = now
+            self._told[stream] = turn.told[stream] = now
             return True
         turn.unchanged[stream] = turn.unchanged.get(stream, 0) + 1
         return False

@@ -1,20 +1,22 @@
 """Which messages of a stream are new: duplicates, late ones, losses before us, restarts of the producer.
 
-A producer that numbers its messages makes this exact: the highest number seen and a bitmap of the ones below it.
-Without numbers a message is counted, and only one that the broker flags as a redelivery (DUP) is compared, by
-content: each remembered one cancels a single redelivery, so that genuine repeats count.
+A producer that numbers its messages makes this exact: the highest number seen and those missing below it. Without
+numbers a message is counted, and only one that the broker flags as a redelivery (DUP) is compared, by content and
+packet id, which a redelivery keeps (MQTT 5.0, section 4.4), so that genuine repeats count.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal
 from zlib import crc32
 
 import msgspec
 
-from edge_runtime.records import Message, SequenceMark
+from edge_runtime.marks import Seen, StreamMark
+from edge_runtime.records import Message
 from edge_runtime.stream.bursts import Burst
 
 Verdict = Literal["new", "duplicate", "late"]
@@ -43,6 +45,7 @@ class SequenceTracker:
 
     number: of the newest message, the producer's or our count. epoch: whose numbers they are: "0", "1", ... with
     every restart of the producer, or the run that counts. Both together are a message's key within the stream.
+    first, restarts: as StreamMark has them.
     """
 
     def __init__(self, run_id: str, *, memory: int) -> None:
@@ -52,13 +55,13 @@ class SequenceTracker:
         """
         self._run_id = run_id
         self._memory = memory
-        self._mask = (1 << memory) - 1
         self._contents = array("L", bytes(array("L").itemsize * memory))
         self._recent: deque[int] = deque()
         self._recent_counts: dict[int, int] = {}
         self.number, self.epoch = NEVER, ""
+        self.first = self.restarts = 0
         self._next = NEVER
-        self._folded = SequenceMark(NEVER, 0, 0)
+        self._missing: tuple[tuple[int, int], ...] = ()
 
     def see(self, message: Message, seq: int | None) -> Sighting:
         """Judge one message and remember it."""
@@ -80,17 +83,55 @@ class SequenceTracker:
             return len(seqs)
         return next(i for i, (seq, next_seq) in enumerate(zip(seqs, wanted, strict=True)) if seq != next_seq)
 
-    def take(self, burst: Burst) -> range:
-        """Remember messages that follow, as `see` does one after the other; their numbers."""
+    def take(self, burst: Burst) -> tuple[range, list[int]]:
+        """Remember messages that follow, as `see` does one after the other; their numbers and contents."""
         messages, seqs = burst.messages, burst.rows.seqs
         if seqs is None:
-            for content in [crc32(message.payload) for message in messages if message.qos]:
+            contents = [message.mid << 32 | crc32(message.payload) for message in messages if message.qos]
+            for content in contents:
                 self._remember(content)
             self._counted(len(messages))
         else:
-            self._remember_contents(seqs[0], [crc32(message.payload) for message in messages])
+            contents = [crc32(message.payload) for message in messages]
+            self._remember_contents(seqs[0], contents)
             self.number, self._next = seqs[-1], seqs[-1] + 1
-        return range(self.number - len(messages) + 1, self.number + 1)
+        return range(self.number - len(messages) + 1, self.number + 1), contents
+
+    def contents(self, message: Message) -> tuple[int, ...]:
+        """What the newest message, which is that one, is known by when it comes again."""
+        if self.numbered:
+            return (self._contents[self.number % self._memory],)
+        return (self._recent[-1],) if message.qos else ()
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the producer gives the numbers."""
+        return self._next != NEVER
+
+    @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """Numbers that were skipped and are not too old to be told from others, as StreamMark has them."""
+        if self._missing:
+            oldest = self.number - self._memory
+            self._missing = tuple([(at, n) for at, n in self._missing if at + n - 1 > oldest])
+        return self._missing
+
+    def restore(self, mark: StreamMark, seen: Sequence[Seen]) -> None:
+        """Take up where another run of the process ended. seen: oldest first."""
+        self.number, self.first, self.restarts, self._missing = mark.number, mark.first, mark.restarts, mark.missing
+        if mark.number != NEVER:
+            self.epoch, self._next = mark.epoch, mark.number + 1 if mark.numbered else NEVER
+        if not mark.numbered:
+            self._run_id = mark.epoch or self._run_id
+        for run in seen:
+            if run.epoch != mark.epoch:
+                continue
+            if mark.numbered:
+                for number, content in enumerate(run.contents, run.first):
+                    self._contents[number % self._memory] = content
+            else:
+                for content in run.contents:
+                    self._remember(content)
 
     def _remember_contents(self, seq: int, contents: list[int]) -> None:
         """Of consecutive messages from that number on."""
@@ -102,23 +143,10 @@ class SequenceTracker:
             for number, content in enumerate(contents, seq):
                 self._contents[number % self._memory] = content
 
-    @property
-    def mark(self) -> SequenceMark:
-        """What is seen so far."""
-        folded = self._folded
-        if folded.high < self.number:
-            seen, mask = folded.seen, self._mask
-            if seen != mask:
-                run = min(self.number - folded.high, self._memory)
-                seen = (seen << run | (1 << run) - 1) & mask
-            self._folded = folded = SequenceMark(self.number, seen, folded.first, folded.epoch)
-        return folded
-
     def _count(self, message: Message) -> Sighting:
         if message.qos:
-            content = crc32(message.payload)
-            if message.dup and self._recent_counts.get(content, 0) > 0:
-                self._recent_counts[content] -= 1
+            content = message.mid << 32 | crc32(message.payload)
+            if message.dup and content in self._recent_counts:
                 return DUPLICATE
             self._remember(content)
         self._counted(1)
@@ -128,7 +156,6 @@ class SequenceTracker:
         self.number += n
         self.epoch = self._run_id
         self._next = NEVER
-        self._folded = SequenceMark(self.number, 1, 0)
 
     def _remember(self, content: int) -> None:
         recent, counts = self._recent, self._recent_counts
@@ -136,29 +163,31 @@ class SequenceTracker:
         counts[content] = counts.get(content, 0) + 1
         if len(recent) > self._memory:
             oldest = recent.popleft()
-            left = counts.pop(oldest, 0) - 1
-            if left > 0:
+            left = counts.pop(oldest) - 1
+            if left:
                 counts[oldest] = left
 
     def _place(self, message: Message, seq: int) -> Sighting:
         """Judge a number that did not have to come next."""
-        content = crc32(message.payload)
-        mark = self.mark
-        behind = mark.high - seq
-        if mark.high == NEVER:
-            return self._accept(SequenceMark(seq, 1, seq), content, NEXT)
+        content, number = crc32(message.payload), self.number
+        if number == NEVER:
+            self.first = seq
+            return self._accept(seq, content, NEXT)
+        behind = number - seq
         if behind < 0:
-            seen = (mark.seen << -behind | 1) & self._mask if -behind < self._memory else 1
-            return self._accept(SequenceMark(seq, seen, mark.first, mark.epoch), content, Sighting("new", -behind - 1))
-        known = behind < self._memory and seq >= mark.first
-        if known and not mark.seen >> behind & 1:
+            lost = -behind - 1
+            if lost:
+                self._missing = (*self.missing, (number + 1, lost))
+            return self._accept(seq, content, Sighting("new", lost))
+        known = behind < self._memory and seq >= self.first
+        if known and any(at <= seq < at + n for at, n in self._missing):
             return LATE
         if message.dup or (known and self._contents[seq % self._memory] == content):
             return DUPLICATE
-        return self._accept(SequenceMark(seq, 1, seq, mark.epoch + 1), content, Sighting("new", restarted=True))
+        self.first, self._missing, self.restarts = seq, (), self.restarts + 1
+        return self._accept(seq, content, Sighting("new", restarted=True))
 
-    def _accept(self, mark: SequenceMark, content: int, sighting: Sighting) -> Sighting:
-        self._folded = mark
-        self.number, self.epoch, self._next = mark.high, str(mark.epoch), mark.high + 1
-        self._contents[mark.high % self._memory] = content
+    def _accept(self, seq: int, content: int, sighting: Sighting) -> Sighting:
+        self.number, self.epoch, self._next = seq, str(self.restarts), seq + 1
+        self._contents[seq % self._memory] = content
         return sighting

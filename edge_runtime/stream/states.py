@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.records import Floats, State, Window
+from edge_runtime.records import Carried, Floats, State, Window
 
 
 class StreamingModel(Protocol):
@@ -30,23 +30,16 @@ class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_windows: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class _Carried(msgspec.Struct, frozen=True):
-    """A stream's state, and the windows it has seen."""
-
-    state: State
-    windows: int = 0
-
-
 class StreamStates:
     """The states of one pipeline's streams, as many as the pipeline has streams."""
 
     def __init__(self, model: StreamingModel, settings: StateSettings) -> None:
         self._model, self._settings = model, settings
-        self._initial = _Carried(model.initial())
-        self._streams: dict[str, _Carried] = {}
+        self._initial = Carried(model.initial())
+        self._streams: dict[str, Carried] = {}
 
-    def predict(self, windows: Sequence[Window], inputs: Floats) -> tuple[Floats, dict[str, State]]:
-        """Scores of every window, and the new state of every stream among them.
+    def predict(self, windows: Sequence[Window], inputs: Floats) -> tuple[Floats, dict[str, Carried]]:
+        """Scores of every window, and what every stream among them now carries.
 
         A stream's windows run in their order, one a run; those of different streams share a run where the model
         allows it. A window that leaves a state behind which is not finite gets scores that are not, and its stream
@@ -60,16 +53,23 @@ class StreamStates:
             parts.append(found)
             for row, (i, before, state) in enumerate(zip(indices, carried, states, strict=True)):
                 if all(map(_is_finite, state)):
-                    self._streams[windows[i].stream] = _Carried(state, before.windows + 1)
+                    self._streams[windows[i].stream] = Carried(state, before.windows + 1)
                 else:
                     found[row] = np.nan
                     self._streams[windows[i].stream] = self._initial
         joined = np.concatenate(parts)
         scores = np.empty_like(joined)
         scores[[i for indices in order for i in indices]] = joined
-        return scores, {window.stream: self._streams[window.stream].state for window in windows}
+        return scores, {window.stream: self._streams[window.stream] for window in windows}
 
-    def _before(self, window: Window) -> _Carried:
+    def restore(self, stream: str, carried: Carried) -> bool:
+        """Take up where another run of the process ended; whether the state is one of this model."""
+        fits = [(a.shape, a.dtype) for a in carried.state] == [(a.shape, a.dtype) for a in self._initial.state]
+        if fits:
+            self._streams[stream] = carried
+        return fits
+
+    def _before(self, window: Window) -> Carried:
         carried = self._streams.get(window.stream, self._initial)
         over = self._settings.max_windows and carried.windows >= self._settings.max_windows
         fresh = window.fresh and self._settings.on_gap == "reset"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.marks import StreamMark
 from edge_runtime.records import InputSpec
 from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.sequence import SequenceTracker
@@ -15,6 +16,20 @@ class Stream:
         self.sequence = SequenceTracker(run_id, memory=memory)
         self.windower = Windower(settings, channels=len(spec.channels), rate_hz=spec.rate_hz, lead_in=spec.lead_in)
         self.given_up = 0
+
+    @property
+    def mark(self) -> StreamMark:
+        sequence = self.sequence
+        return StreamMark(
+            sequence.number,
+            sequence.epoch,
+            sequence.numbered,
+            sequence.first,
+            sequence.missing,
+            sequence.restarts,
+            self.given_up,
+            self.windower.mark,
+        )
 
     def following(self, burst: Burst) -> int:
         """How many of the first messages of a burst are each simply the next of the stream."""

@@ -5,15 +5,18 @@ Windows depend on the samples alone, never on how the stream was cut into messag
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from edge_runtime.marks import WindowMark
 from edge_runtime.records import Floats, MessageKey, Samples, Window
 from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.sequence import NEXT, Sighting
@@ -26,6 +29,8 @@ SENSOR_JITTER_S = 0.01
 
 Keep = Callable[[Floats], Floats]
 KeepAll = Callable[[Floats], Sequence[Floats]]
+Placed = tuple[int, int, Samples]
+"""A message's samples with the position of the first one and its number."""
 _Origin = tuple[int, int, int, bool]
 
 
@@ -62,7 +67,7 @@ class Windower:
     Positions count samples since the start or the last gap that reset the stream; `_base` is that of the buffer's
     first row, `_due` the number of rows at which the next window is complete. `_origins` says where the samples from
     a position on came from: the position, the message's number, the time of its first sample, whether by receipt.
-    always_fits: so many samples never complete more windows than a message may.
+    always_fits: so many samples never complete more windows than a message may. resets: how often a gap has reset it.
     """
 
     def __init__(self, settings: WindowSettings, *, channels: int, rate_hz: float | None, lead_in: int = 0) -> None:
@@ -73,14 +78,14 @@ class Windower:
         self._ns_per_sample = NS / rate_hz if rate_hz else 0.0
         self._room = self._length * BUFFERED_WINDOWS + MOST_ROWS
         self._buffer: Floats = np.empty((self._room, channels), np.float32)
-        bridges = settings.max_gap_samples > 0 or settings.on_gap == "hold"
+        self._bridges = bridges = settings.max_gap_samples > 0 or settings.on_gap == "hold"
         self.always_fits = settings.max_windows_per_message * settings.hop
         self._whole = self._length if self._hop >= self._length and not bridges else 0
         self._views = sliding_window_view(self._buffer, self._length, axis=0).swapaxes(1, 2)
         jitter_s = settings.jitter_s
         self._jitter_s = (RECEIPT_JITTER_S, SENSOR_JITTER_S) if jitter_s is None else (jitter_s, jitter_s)
         self._end_ns: tuple[int, bool] | None = None
-        self._usual_n = 0
+        self._usual_n = self.resets = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -91,6 +96,69 @@ class Windower:
         self._origins: deque[_Origin] = deque()
         self._held: deque[tuple[int, int]] = deque()
         self._joints: deque[int] = deque()
+
+    @property
+    def end(self) -> int:
+        """Position after the last sample."""
+        return self._base + self._filled
+
+    @property
+    def needed(self) -> int:
+        """Position of the oldest sample that windows to come may need: their first, or the last, for a bridge."""
+        start = self._base + self._due - self._length
+        return max(0, min(start, self._base + self._filled - 1)) if self._bridges else start
+
+    @property
+    def mark(self) -> WindowMark:
+        needed, end_ns = self.needed, self._end_ns
+        return WindowMark(
+            self.resets,
+            self.end,
+            self._base + self._due,
+            needed,
+            self._fresh,
+            self._usual_n,
+            end_ns[0] if end_ns is not None and end_ns[1] else None,
+            tuple([(at, n) for at, n in self._held if at + n > needed]) if self._held else (),
+            tuple([at for at in self._joints if at > needed]) if self._joints else (),
+        )
+
+    def restore(self, mark: WindowMark, inputs: Sequence[Placed], *, unix_offset_ns: int) -> bool:
+        """Take up where another run of the process ended; whether the inputs are all that was needed for it.
+
+        If they are not, the stream begins anew. inputs: messages, oldest first. unix_offset_ns: as for `push`.
+        """
+        base = min(mark.needed, mark.end)
+        inputs = inputs[max(0, bisect_right(inputs, base, key=itemgetter(0)) - 1) :]
+        rows = self._rows_of(inputs, mark, base)
+        if len(rows) != mark.end - base or len(rows) > self._room:
+            self.resets = mark.resets + 1
+            return False
+        self._buffer[: len(rows)] = rows
+        self._filled, self._base, self._due = len(rows), base, mark.due - base
+        self.resets, self._fresh, self._usual_n = mark.resets, mark.fresh, mark.usual_n
+        self._end_ns = None if mark.end_unix_ns is None else (mark.end_unix_ns, True)
+        self._held, self._joints = deque(mark.held), deque(mark.joints)
+        for begin, number, samples in inputs:
+            start_ns, n = samples.sensor_unix_ns, len(samples.values)
+            receipt_ns = samples.received_ns + unix_offset_ns - int((n - 1) * self._ns_per_sample)
+            self._origins.append((begin, number, receipt_ns if start_ns is None else start_ns, start_ns is None))
+        return True
+
+    def _rows_of(self, inputs: Sequence[Placed], mark: WindowMark, base: int) -> Floats:
+        """The samples from that position on, as far as the inputs follow each other."""
+        channels = self._buffer.shape[1]
+        end = max(base, self._lead_in)
+        parts: list[Floats] = [np.zeros((end - base, channels), np.float32)]
+        for i, (begin, _, samples) in enumerate(inputs):
+            values = samples.values
+            if begin > end and i and (end, begin - end) in mark.held:
+                parts.append(np.broadcast_to(inputs[i - 1][2].values[-1], (begin - max(end, base), channels)))
+            elif begin > end or (begin < end and i):
+                break
+            parts.append(values[max(0, end - begin) :])
+            end = begin + len(values)
+        return np.concatenate(parts)
 
     def completes(self, n: int) -> int:
         """How many windows the next n samples complete, if no gap lies before them."""
@@ -210,7 +278,7 @@ class Windower:
         return values
 
     def _compact(self) -> None:
-        done = min(self._due - self._length, self._filled)
+        done = min(self._due - self._length, max(0, self._filled - 1) if self._bridges else self._filled)
         rest = self._filled - done
         self._buffer[:rest] = self._buffer[done : self._filled]
         self._base += done
@@ -225,21 +293,11 @@ class Windower:
         fresh, self._fresh = self._fresh, False
         epoch, number = key
         stream = samples.stream
+        end_ns = start_ns + int((self._length - 1) * self._ns_per_sample)
         return Window(
-            stream,
-            keep(samples.values),
-            number,
-            number,
-            start_ns,
-            start_ns + int((self._length - 1) * self._ns_per_sample),
-            by_receipt,
-            samples.received_ns,
-            0,
-            False,
-            f"{stream}|{epoch}|{number}",
-            0,
-            fresh,
-        )
+            stream, keep(samples.values), number, number, start_ns, end_ns, by_receipt, samples.received_ns, 0, False,
+            f"{stream}|{epoch}|{number}", 0, fresh,
+        )  # fmt: skip
 
     def _window(self, samples: Samples, key: MessageKey, ordinal: int, keep: Keep) -> Window:
         stop_row = self._due
@@ -250,21 +308,14 @@ class Windower:
         fresh, self._fresh = self._fresh, False
         epoch, number = key
         stream = samples.stream
+        end_ns = t1_ns + int((stop - 1 - position) * self._ns_per_sample)
         return Window(
-            stream,
-            keep(self._buffer[start_row:stop_row]),
-            first_seq,
-            number,
-            t0_ns,
-            t1_ns + int((stop - 1 - position) * self._ns_per_sample),
-            by_receipt,
+            stream, keep(self._buffer[start_row:stop_row]), first_seq, number, t0_ns, end_ns, by_receipt,
             samples.received_ns,
             self._missing(start, stop) if self._held else 0,
             self._joined(start, stop) if self._joints else False,
-            f"{stream}|{epoch}|{number}",
-            ordinal,
-            fresh,
-        )
+            f"{stream}|{epoch}|{number}", ordinal, fresh,
+        )  # fmt: skip
 
     def _origin(self, start: int) -> _Origin:
         """Where the samples from that position on came from."""
@@ -303,6 +354,7 @@ class Windower:
             self._append(np.broadcast_to(last_row, (missing, len(last_row))), samples, key, windows, keep)
         else:
             self._clear()
+            self.resets += 1
 
     def _missing_before(self, samples: Samples, sighting: Sighting) -> int:
         """Samples that never came between the last message and this one."""

@@ -115,6 +115,42 @@ def test_messages_published_together_arrive_in_order(make: Made, broker: Broker,
     assert [m.payload for m in probe.wait_for(120)] == [b"%d" % n for n in range(120)]
 
 
+def test_user_properties_reach_the_subscriber_on_5_and_are_left_out_on_3_1_1(make: Made, broker: Broker) -> None:
+    """Replayed results are marked by one; they go together with those that are not."""
+    probe = broker.probe("out/#")
+    client = make.connected(broker)
+    marks = [(("replayed", "1"),) if n % 3 else () for n in range(60)]
+    last = client.publish_all([Outgoing("out/a", b"%d" % n, qos=1, user=mark) for n, mark in enumerate(marks)])
+
+    assert settle(client, [last]) == dict.fromkeys(range(1, 61), "")
+    found = probe.wait_for(60)
+    assert [m.payload for m in found] == [b"%d" % n for n in range(60)]
+    wanted = marks if make.protocol == "5" else [()] * 60
+    assert [tuple(getattr(m.properties, "UserProperty", ())) for m in found] == wanted
+
+
+def test_the_broker_holds_back_what_goes_beyond_the_connections_receive_maximum(make: Made, broker: Broker) -> None:
+    probe = broker.probe()
+    client = make.connected(broker, subscriptions=[("in/#", 1)], receive_maximum=5)
+    for n in range(40):
+        probe.publish("in/a", b"%d" % n)
+    messages = receive(client, 5)
+    client.acknowledge(messages[0].epoch, [m.mid for m in messages[:2]])
+    client.flush()
+    messages += receive(client, 2)
+    if make.protocol == "5":
+        assert client.poll(0.1) == []
+        assert len(messages) == 7
+    acknowledged = 2
+    while len(messages) < 40:
+        client.acknowledge(messages[0].epoch, [m.mid for m in messages[acknowledged:]])
+        client.flush()
+        acknowledged = len(messages)
+        messages += receive(client, 1)
+
+    assert [m.payload for m in messages] == [b"%d" % n for n in range(40)]
+
+
 def test_an_unacknowledged_message_comes_again_and_an_acknowledged_one_does_not(make: Made, broker: Broker) -> None:
     probe = broker.probe()
     client = make.connected(broker, subscriptions=[("in/#", 1)])

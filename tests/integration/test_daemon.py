@@ -412,7 +412,7 @@ def test_a_mistyped_key_names_file_key_and_nearest_word(tmp_path: Path) -> None:
         ("window = { samples = 5 }", "window.samples = 5, the model takes 4"),
         ("max_streams = 0", "max_streams"),
         ("queue = { max = 5000 }", "receive_maximum"),
-        ('delivery = "normal"', "memory"),
+        ('delivery = "durable"', "normal"),
         ('publish = "windw"', "window"),
     ],
 )

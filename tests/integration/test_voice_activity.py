@@ -20,10 +20,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
 from edge_runtime.config import load
-from edge_runtime.daemon import build_pipeline
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session, SessionSettings, load_onnxruntime
+from edge_runtime.pipelines import build_pipeline
 from edge_runtime.records import Message, Properties, Queued, State
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.testing import ManualClock

@@ -1,0 +1,156 @@
+"""The store's file: opened and tuned, checked, moved aside when it is not sound.
+
+It raises what sqlite3 and the system raise. As SQLite has it, DatabaseError itself, none of its subclasses, says that
+the file is corrupt or somebody else's; OperationalError is about the disk or a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import zlib
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+Connect = Callable[..., sqlite3.Connection]
+
+APPLICATION_ID = 0x45645354
+FORMAT_VERSION = 1
+SCHEMA = "CREATE TABLE records (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL)"
+CHECKSUM_BYTES = 4
+LOCK_WAIT_S = 1.0
+MIB = 1024 * 1024
+
+
+class Tuning(NamedTuple):
+    """How SQLite is to use the disk; page_bytes is that of a new file, an old one keeps its own.
+
+    checkpoint_bytes: of the write-ahead log, after which it is copied into the database; also what is left of it then.
+    """
+
+    max_bytes: int
+    page_bytes: int = 1024
+    checkpoint_bytes: int = MIB
+    cache_bytes: int = 2 * MIB
+
+
+class Record(NamedTuple):
+    """One record of the store; kind is the caller's."""
+
+    id: int
+    kind: int
+    body: bytes
+
+
+def sealed(kind: int, body: bytes) -> bytes:
+    """The body as it is stored: its checksum, which covers the kind, and itself."""
+    return zlib.crc32(body, kind).to_bytes(CHECKSUM_BYTES, "little") + body
+
+
+def unsealed(kind: object, stored: object) -> bytes:
+    """The body; raises DatabaseError when it is not the one that was sealed."""
+    if isinstance(kind, int) and isinstance(stored, bytes):
+        body = stored[CHECKSUM_BYTES:]
+        if stored[:CHECKSUM_BYTES] == zlib.crc32(body, kind).to_bytes(CHECKSUM_BYTES, "little"):
+            return body
+    raise sqlite3.DatabaseError("the checksum of a record is wrong")
+
+
+def open_database(path: Path, tuning: Tuning, connect: Connect) -> sqlite3.Connection:
+    """A connection that alone holds the file, which is made, with its folder, where there is none.
+
+    Raises OperationalError or OSError; DatabaseError when the file is corrupt or somebody else's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+    try:
+        _set_up(connection, tuning)
+    except BaseException:
+        close(connection)
+        raise
+    return connection
+
+
+def _set_up(connection: sqlite3.Connection, tuning: Tuning) -> None:
+    connection.text_factory = bytes
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    schema = connection.execute("SELECT sql FROM sqlite_master").fetchall()
+    marks = _number(connection, "application_id"), _number(connection, "user_version")
+    if not schema and marks == (0, 0):
+        _create(connection, tuning.page_bytes)
+    elif schema != [(SCHEMA.encode(),)] or marks != (APPLICATION_ID, FORMAT_VERSION):
+        raise sqlite3.DatabaseError(f"not a store of format {FORMAT_VERSION}")
+    page_bytes = _number(connection, "page_size")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {tuning.checkpoint_bytes // page_bytes}")
+    connection.execute(f"PRAGMA journal_size_limit = {tuning.checkpoint_bytes}")
+    connection.execute(f"PRAGMA cache_size = {-tuning.cache_bytes // 1024}")
+    connection.execute(f"PRAGMA max_page_count = {tuning.max_bytes // page_bytes}")
+
+
+def _create(connection: sqlite3.Connection, page_bytes: int) -> None:
+    connection.execute(f"PRAGMA page_size = {page_bytes}")
+    connection.execute("PRAGMA auto_vacuum = NONE")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(SCHEMA)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+def open_and_read(path: Path, tuning: Tuning, connect: Connect) -> tuple[sqlite3.Connection, list[Record]]:
+    """The database, and every record in it, oldest first; raises DatabaseError when anything in it is damaged, too."""
+    connection = open_database(path, tuning, connect)
+    try:
+        return connection, _read_all(connection)
+    except BaseException:
+        close(connection)
+        raise
+
+
+def _read_all(connection: sqlite3.Connection) -> list[Record]:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != b"ok":
+        raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
+    rows = connection.execute("SELECT id, kind, body FROM records ORDER BY id")
+    return [Record(id_, kind, unsealed(kind, body)) for id_, kind, body in rows]
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """Close it whatever state it is in; what was not committed is rolled back when it is next opened."""
+    try:
+        connection.close()
+    except sqlite3.Error as error:
+        log.warning("store_not_closed", extra={"error": str(error)})
+
+
+def set_aside(path: Path, why: str, unix_s: float) -> Path:
+    """Rename the database with its log, together, to PATH.WHY-YYYYmmddTHHMMSSZ; a number is added where that exists.
+
+    Raises OSError.
+    """
+    stamp = datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    target = path.with_name(f"{path.name}.{why}-{stamp}")
+    number = 0
+    while any(_beside(target, suffix).exists() for suffix in SUFFIXES):
+        number += 1
+        target = path.with_name(f"{path.name}.{why}-{stamp}.{number}")
+    for suffix in SUFFIXES:
+        if _beside(path, suffix).exists():
+            _beside(path, suffix).rename(_beside(target, suffix))
+    return target
+
+
+SUFFIXES = ("-wal", "-shm", "-journal", "")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,380 @@
+"""What of every settled turn has to survive this process, as records of the store; and what they come to at a start.
+
+One record a turn and kind: inputs that open windows still need, what is known of accepted messages against redelivery,
+the small states of the streams, the ledger's accounts. Each goes when nothing needs it any more, or a newer one says
+the same of the same stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from edge_runtime.delivery.database import Record
+from edge_runtime.delivery.ledger import Ledger, as_row, from_row, tally
+from edge_runtime.delivery.store import Store
+from edge_runtime.marks import Kept, Seen, StreamMark, WindowMark
+from edge_runtime.records import (
+    AlarmState,
+    Carried,
+    Message,
+    Remembered,
+    Segment,
+    StateChange,
+    Told,
+    Turn,
+)
+
+PARCEL, INPUT, SEEN, STREAMS, ACCOUNTS, NOTE, NODE = range(1, 8)
+STREAMS_A_RECORD = 16
+NOTED_TOO_OFTEN = 2
+"""Ends of the process in the very turn of a message, after which it is not tried again."""
+
+Key = tuple[str, str]
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True):
+    """The run that writes the store. clean: it has ended in order. sessions: brokers that know us, "client id@url"."""
+
+    clean: bool = False
+    sessions: tuple[str, ...] = ()
+
+
+class Basis(msgspec.Struct, frozen=True, array_like=True):
+    """What a pipeline's windows, and its model's states, depend on: of another basis they mean nothing."""
+
+    windows: str
+    model: str
+
+
+class _Stream(msgspec.Struct, array_like=True):
+    """The small states of one stream. carried: windows, and (dtype, shape, bytes) of each array. shown: its alarm."""
+
+    pipeline: str
+    stream: str
+    basis: Basis
+    mark: StreamMark | None = None
+    alarm: AlarmState | None = None
+    segment: Segment | None = None
+    told: Told | None = None
+    dropped_at_gap: bool = False
+    carried: tuple[int, list[tuple[str, tuple[int, ...], bytes]]] | None = None
+    shown: StateChange | None = None
+
+
+class _Place(NamedTuple):
+    """Where the store has a Kept, and which samples it holds."""
+
+    record: int
+    resets: int
+    begin: int
+    end: int
+
+
+class _Latest:
+    """Records that speak of several keys each; one goes when newer ones speak of all its keys."""
+
+    def __init__(self, store: Store, kind: int) -> None:
+        self._store, self._kind = store, kind
+        self._places: dict[Key, int] = {}
+        self._keys: dict[int, int] = {}
+
+    def put(self, rows: Mapping[Key, object]) -> None:
+        items = list(rows.items())
+        for i in range(0, len(items), STREAMS_A_RECORD):
+            part = items[i : i + STREAMS_A_RECORD]
+            self.place(self._store.put(self._kind, _encode([row for _, row in part])), [key for key, _ in part])
+
+    def place(self, record: int, keys: Sequence[Key]) -> None:
+        """A record speaks of these keys from now on."""
+        self._keys[record] = len(keys)
+        for key in keys:
+            self.drop(key)
+            self._places[key] = record
+
+    def drop(self, key: Key) -> None:
+        record = self._places.pop(key, 0)
+        if record:
+            self._keys[record] -= 1
+            if not self._keys[record]:
+                del self._keys[record]
+                self._store.discard(record)
+
+
+class Journal:
+    """Writes settled turns to the store, and reads them back at start.
+
+    node: of this run; before: of the run before, None when there was none. settled: the ledger as of what was settled.
+    """
+
+    def __init__(self, store: Store, *, memory: int, bases: Mapping[str, Basis]) -> None:
+        """memory: messages of a pipeline remembered against redelivery. bases: of every pipeline that is kept."""
+        self.settled, self.node = Ledger(), Node()
+        self.before: Node | None = None
+        self.store, self._memory, self._bases = store, memory, bases
+        self._node_record = 0
+        self._streams: dict[Key, _Stream] = {}
+        self._stream_records, self._account_records = _Latest(store, STREAMS), _Latest(store, ACCOUNTS)
+        self._touched: dict[Key, _Stream] = {}
+        self._counted: set[Key] = set()
+        self._inputs: dict[Key, deque[_Place]] = {}
+        self._seen: dict[str, list[Seen]] = {}
+        self._seen_records: dict[str, deque[tuple[int, int]]] = {}
+        self._seen_messages: dict[str, int] = {}
+        self._notes: dict[bytes, tuple[int, int]] = {}
+        self._remembered: dict[str, dict[str, Remembered]] = {}
+
+    # Of a turn that was emitted, and of what happens beside turns.
+
+    def keep(self, turn: Turn) -> None:
+        """Put what of a turn has to survive; its results are the outbox's."""
+        pipeline = turn.pipeline
+        for kept in turn.kept:
+            self._add_input(pipeline, kept, self.store.put(INPUT, _encode((pipeline, kept))))
+        seen = self._seen.setdefault(pipeline, [])
+        seen += [Seen(one.stream, one.epoch, one.first, one.contents) for one in turn.accepted if one.contents]
+        for stream, mark in turn.marks.items():
+            state = self._touch(pipeline, stream)
+            state.mark = mark
+            self._release(pipeline, stream, mark)
+        self._keep_decisions(turn)
+        self._account(turn)
+
+    def _keep_decisions(self, turn: Turn) -> None:
+        touch, pipeline = self._touch, turn.pipeline
+        for stream, alarm in turn.alarms.items():
+            touch(pipeline, stream).alarm = alarm
+        for stream, segment in turn.segments.items():
+            touch(pipeline, stream).segment = segment
+        for stream, told in turn.told.items():
+            touch(pipeline, stream).told = told
+        for stream, dropped in turn.dropped_at_gap.items():
+            touch(pipeline, stream).dropped_at_gap = dropped
+        for stream, carried in turn.model_states.items():
+            touch(pipeline, stream).carried = _carried_row(carried)
+        for change in turn.state_changes:
+            touch(pipeline, change.stream).shown = change
+
+    def _account(self, turn: Turn) -> None:
+        """Count the turn, its messages as received now: what is not settled comes again after a crash."""
+        settled, pipeline = self.settled, turn.pipeline
+        for queued in turn.messages:
+            settled.received(pipeline, queued.stream, len(queued.messages))
+            self._counted.add((pipeline, queued.stream))
+        for stream, n in tally([window.stream for window in turn.windows]).items():
+            settled.windows_completed(pipeline, stream, n)
+        settled.settle(turn)
+
+    def dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
+        """Messages were given up before a turn took them."""
+        self.settled.received(pipeline, stream, n)
+        self.settled.dropped(pipeline, stream, reason, n)
+        self._counted.add((pipeline, stream))
+
+    def dead_lettered(self, pipeline: str, stream: str, n: int = 1) -> None:
+        """Messages were rejected outside of a turn."""
+        self.settled.received(pipeline, stream, n)
+        self.settled.dead_lettered(pipeline, stream, n)
+        self._counted.add((pipeline, stream))
+
+    def counting(self, pipeline: str, stream: str) -> Ledger:
+        """The ledger to post what became of a result of the stream; it is written with the next commit."""
+        self._counted.add((pipeline, stream))
+        return self.settled
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something is to be written, be it only deletions."""
+        return bool(self._counted or self._touched) or self.store.dirty
+
+    def commit(self, *, sync: bool) -> bool:
+        """Write all of it in one transaction; whether it is on the disk. sync: it has to survive a loss of power."""
+        touched, self._touched = self._touched, {}
+        counted, self._counted = self._counted, set()
+        if touched:
+            self._stream_records.put(touched)
+        if counted:
+            self._account_records.put({key: as_row(self.settled.account(*key)) for key in counted})
+        for pipeline, seen in self._seen.items():
+            if seen:
+                self._add_seen(pipeline, self.store.put(SEEN, _encode((pipeline, seen))), seen)
+        self._seen.clear()
+        return self.store.commit(sync=sync)
+
+    # Messages after which the process ended before.
+
+    def examine(self, pipeline: str, message: Message) -> bool:
+        """Note a message before its turn, once more if it was noted; False when that was too often already."""
+        key = _note_key(pipeline, message)
+        times, record = self._notes.get(key, (0, 0))
+        if times >= NOTED_TOO_OFTEN:
+            return False
+        if record:
+            self.store.discard(record)
+        self._notes[key] = times + 1, self.store.put(NOTE, _encode((key, times + 1)))
+        return True
+
+    def survived(self, pipeline: str, message: Message) -> None:
+        """The turn of a noted message is over."""
+        _, record = self._notes.pop(_note_key(pipeline, message), (0, 0))
+        if record:
+            self.store.discard(record)
+
+    def forget_notes(self) -> None:
+        """What was noted and did not come again has nothing to do with it any more."""
+        for _, record in self._notes.values():
+            self.store.discard(record)
+        self._notes.clear()
+
+    # The run itself.
+
+    def write_node(self, node: Node) -> None:
+        if self._node_record:
+            self.store.discard(self._node_record)
+        self.node, self._node_record = node, self.store.put(NODE, _encode(node))
+
+    def restore(self, records: Iterable[Record]) -> None:
+        """Take up what the run before has left. Raises msgspec.DecodeError for what this version cannot read."""
+        read = {
+            INPUT: self._read_input,
+            SEEN: self._read_seen,
+            STREAMS: self._read_streams,
+            ACCOUNTS: self._read_accounts,
+            NOTE: self._read_note,
+            NODE: self._read_node,
+        }
+        for record in records:
+            if record.kind in read:
+                read[record.kind](record)
+
+    def remembered(self, pipeline: str) -> dict[Basis, dict[str, Remembered]]:
+        """What the pipeline left, per stream, by what it is based on; asked once."""
+        found: dict[Basis, dict[str, Remembered]] = {}
+        for stream, one in self._remembered.pop(pipeline, {}).items():
+            state = self._streams.get((pipeline, stream))
+            if state is None or state.mark is None:
+                continue
+            one.mark, one.alarm, one.segment, one.told = state.mark, state.alarm, state.segment, state.told
+            one.dropped_at_gap, one.carried = state.dropped_at_gap, _carried_of(state.carried)
+            one.kept = [kept for kept in one.kept if kept.resets == state.mark.window.resets]
+            found.setdefault(state.basis, {})[stream] = one
+        return found
+
+    def shown(self) -> list[tuple[str, StateChange]]:
+        """(pipeline, the alarm it last published) of every stream that has one."""
+        return [(state.pipeline, state.shown) for state in self._streams.values() if state.shown is not None]
+
+    def forget(self, pipeline: str, *, account: bool) -> None:
+        """Of a pipeline that is no longer kept here. account: and what was counted of it."""
+        for key in [key for key in {*self._streams, *self._inputs} if key[0] == pipeline]:
+            self._streams.pop(key, None)
+            self._stream_records.drop(key)
+            for place in self._inputs.pop(key, ()):
+                self.store.discard(place.record)
+        for record, _ in self._seen_records.pop(pipeline, ()):
+            self.store.discard(record)
+        for key in [key for key in self.settled.accounts() if key[0] == pipeline] if account else []:
+            self.settled.forget(*key)
+            self._account_records.drop(key)
+
+    def pipelines(self) -> set[str]:
+        """Of which anything is kept."""
+        return {pipeline for pipeline, _ in {*self._streams, *self._inputs, *self.settled.accounts()}}
+
+    def _read_input(self, record: Record) -> None:
+        pipeline, kept = msgspec.msgpack.decode(record.body, type=tuple[str, Kept])
+        self._add_input(pipeline, kept, record.id)
+        self._left(pipeline, kept.stream).kept.append(kept)
+
+    def _read_seen(self, record: Record) -> None:
+        pipeline, seen = msgspec.msgpack.decode(record.body, type=tuple[str, list[Seen]])
+        self._add_seen(pipeline, record.id, seen)
+        for one in seen:
+            self._left(pipeline, one.stream).seen.append(one)
+
+    def _read_streams(self, record: Record) -> None:
+        states = msgspec.msgpack.decode(record.body, type=list[_Stream])
+        for state in states:
+            self._streams[state.pipeline, state.stream] = state
+            self._left(state.pipeline, state.stream)
+        self._stream_records.place(record.id, [(state.pipeline, state.stream) for state in states])
+
+    def _read_accounts(self, record: Record) -> None:
+        accounts = [from_row(row) for row in msgspec.msgpack.decode(record.body)]
+        for account in accounts:
+            self.settled.restore(account)
+        self._account_records.place(record.id, [(account.pipeline, account.stream) for account in accounts])
+
+    def _read_note(self, record: Record) -> None:
+        key, times = msgspec.msgpack.decode(record.body, type=tuple[bytes, int])
+        self._notes[key] = times, record.id
+
+    def _read_node(self, record: Record) -> None:
+        self.before, self._node_record = msgspec.msgpack.decode(record.body, type=Node), record.id
+
+    def _left(self, pipeline: str, stream: str) -> Remembered:
+        streams = self._remembered.setdefault(pipeline, {})
+        if stream not in streams:
+            streams[stream] = Remembered(NO_MARK)
+        return streams[stream]
+
+    def _touch(self, pipeline: str, stream: str) -> _Stream:
+        key = pipeline, stream
+        state = self._streams.get(key)
+        if state is None:
+            state = self._streams[key] = _Stream(pipeline, stream, self._bases[pipeline])
+        if state.basis != self._bases[pipeline]:
+            state.basis, state.carried = self._bases[pipeline], None
+        self._touched[key] = state
+        return state
+
+    def _add_input(self, pipeline: str, kept: Kept, record: int) -> None:
+        place = _Place(record, kept.resets, kept.begin, kept.end)
+        self._inputs.setdefault((pipeline, kept.stream), deque()).append(place)
+
+    def _release(self, pipeline: str, stream: str, mark: StreamMark) -> None:
+        """Discard the inputs that windows to come do not need (records.Kept)."""
+        places, window = self._inputs.get((pipeline, stream)), mark.window
+        while places:
+            place = places[0]
+            over = places[1].begin if len(places) > 1 else place.end
+            if place.resets == window.resets and over > window.needed:
+                return
+            self.store.discard(places.popleft().record)
+
+    def _add_seen(self, pipeline: str, record: int, seen: Sequence[Seen]) -> None:
+        records = self._seen_records.setdefault(pipeline, deque())
+        n = sum(len(one.contents) for one in seen)
+        records.append((record, n))
+        total = self._seen_messages.get(pipeline, 0) + n
+        while total - records[0][1] >= self._memory:
+            oldest, its_n = records.popleft()
+            total -= its_n
+            self.store.discard(oldest)
+        self._seen_messages[pipeline] = total
+
+
+NO_MARK = StreamMark(-1, "", False, 0, (), 0, 0, WindowMark(0, 0, 0, 0, True, 0))
+
+
+def _carried_row(carried: Carried) -> tuple[int, list[tuple[str, tuple[int, ...], bytes]]]:
+    return carried.windows, [(array.dtype.str, array.shape, array.tobytes()) for array in carried.state]
+
+
+def _carried_of(row: tuple[int, list[tuple[str, tuple[int, ...], bytes]]] | None) -> Carried | None:
+    if row is None:
+        return None
+    windows, arrays = row
+    return Carried(tuple(np.frombuffer(data, dtype).reshape(shape).copy() for dtype, shape, data in arrays), windows)
+
+
+def _note_key(pipeline: str, message: Message) -> bytes:
+    identity = hashlib.blake2b(f"{pipeline}|{message.topic}|".encode(), digest_size=16)
+    identity.update(message.payload)
+    return identity.digest()

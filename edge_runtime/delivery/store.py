@@ -1,0 +1,264 @@
+"""A log of records on disk, each kept until nothing needs it any more; the disk may fail, the store never does.
+
+A record put waits in RAM until a transaction with it was committed, so nothing is lost while the disk refuses.
+Ids ascend from the largest one in the file. A record can only name records put before it, so no record in the file
+names an id that is given again; nothing else outlives the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_runtime.delivery.database import (
+    CHECKSUM_BYTES,
+    MIB,
+    Connect,
+    Record,
+    Tuning,
+    close,
+    open_and_read,
+    open_database,
+    sealed,
+    set_aside,
+    unsealed,
+)
+from edge_runtime.errors import StoreBusyError
+
+log = logging.getLogger(__name__)
+
+DISK_PER_MB = 4
+SD_CARD_COMMIT_WAIT_MS = 100.0
+RETRY_MIN_NS, RETRY_MAX_NS = 500_000_000, 10_000_000_000
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may wait on disk, and what it may cost. Raises ValueError for settings that contradict each other.
+
+    commit_wait_ms: how long a finished turn may wait to share a transaction; by default 0, in the profile sd-card 100.
+    max_mb, max_results, max_age_s: of the results that wait to be sent, 0 s for any age; the file may take four times
+    max_mb. when_full: whether the oldest results give way or messages are no longer acknowledged. replay_per_s:
+    results a second of a backlog. budget_mb_per_day: what may be written to the disk before it is said, 0 for any
+    amount. retry_min_s, retry_max_s: pause before a result that the broker refused is sent again.
+    """
+
+    profile: Literal["default", "sd-card"] = "default"
+    commit_wait_ms: NotNegative | None = None
+    max_mb: Count = 256
+    max_results: Count = 1_000_000
+    max_age_s: NotNegative = 0.0
+    when_full: Literal["block", "drop_oldest"] = "block"
+    replay_per_s: Positive = 200.0
+    budget_mb_per_day: NotNegative = 1000.0
+    retry_min_s: Positive = 0.5
+    retry_max_s: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        if self.retry_min_s > self.retry_max_s:
+            raise ValueError("retry_min_s must not exceed retry_max_s")
+
+    @property
+    def wait_ms(self) -> float:
+        """commit_wait_ms, or what the profile has for it."""
+        if self.commit_wait_ms is not None:
+            return self.commit_wait_ms
+        return SD_CARD_COMMIT_WAIT_MS if self.profile == "sd-card" else 0.0
+
+
+class Store:
+    """The records of one file, held alone. Used by one thread at a time.
+
+    problem: "" or, while what is put stays in RAM, one sentence that says why. quarantined: where an unsound file was
+    moved to, "" when none was.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: StoreSettings,
+        *,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        unix_s: Callable[[], float] = time.time,
+        connect: Connect = sqlite3.connect,
+    ) -> None:
+        self.problem = ""
+        self.quarantined = ""
+        self._path = path
+        self._tuning = Tuning(max_bytes=settings.max_mb * DISK_PER_MB * MIB)
+        self._now_ns, self._unix_s, self._connect = now_ns, unix_s, connect
+        self._connection: sqlite3.Connection | None = None
+        self._loaded = False
+        self._corrupt = False
+        self._sync: bool | None = None
+        self._puts: dict[int, tuple[int, int, bytes]] = {}
+        self._discards: dict[int, tuple[int]] = {}
+        self._next_id = 1
+        self._tried_below = 0
+        self._failures = 0
+        self._retry_ns = 0
+
+    def load(self) -> list[Record]:
+        """Open the file and read every record in it, oldest first; once, before anything else.
+
+        An unsound file is moved aside, and the records are none. So they are while the disk refuses: a file that
+        then turns out to hold some is moved aside too. Raises StoreBusyError.
+        """
+        try:
+            self._connection, records = self._opened()
+        except (sqlite3.DatabaseError, OSError) as error:
+            if "locked" in str(error):
+                raise StoreBusyError(str(self._path)) from error
+            self._refused(error)
+            return []
+        self._loaded = True
+        self._next_id = records[-1].id + 1 if records else 1
+        return records
+
+    def put(self, kind: int, body: bytes) -> int:
+        """Remember a record until it is committed; its id."""
+        id_ = self._next_id
+        self._next_id += 1
+        self._puts[id_] = id_, kind, sealed(kind, body)
+        return id_
+
+    def discard(self, id_: int) -> None:
+        """Let go of a record; from the disk with the next commit."""
+        if self._puts.pop(id_, None) is None or id_ < self._tried_below:
+            self._discards[id_] = (id_,)
+
+    def read(self, id_: int) -> bytes | None:
+        """The body of a record; None when it was discarded, is damaged or cannot be read now."""
+        pending = self._puts.get(id_)
+        if pending is not None:
+            return pending[2][CHECKSUM_BYTES:]
+        if id_ in self._discards or self._connection is None:
+            return None
+        try:
+            row = self._connection.execute("SELECT kind, body FROM records WHERE id = ?", (id_,)).fetchone()
+            return unsealed(*row) if row else None
+        except sqlite3.DatabaseError as error:
+            self._refused(error)
+            return None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything waits for a commit."""
+        return bool(self._puts or self._discards)
+
+    @property
+    def has_discards(self) -> bool:
+        """Whether records wait to be deleted from the disk."""
+        return bool(self._discards)
+
+    def commit(self, *, sync: bool) -> bool:
+        """Write everything that waits, in one transaction; sync: it survives a power cut, else only a crash.
+
+        False when the disk refused, or did so a moment ago: everything goes on waiting.
+        """
+        if not self.dirty:
+            return True
+        if self.problem and (self._corrupt or self._now_ns() < self._retry_ns):
+            return False
+        try:
+            self._write(sync=sync)
+        except (sqlite3.DatabaseError, OSError) as error:
+            self._refused(error)
+            return False
+        self._puts.clear()
+        self._discards.clear()
+        if self.problem:
+            log.warning("store_recovered", extra={"path": str(self._path), "problem": self.problem})
+            self.problem, self._failures = "", 0
+        return True
+
+    def reject(self, reason: str) -> None:
+        """What was loaded makes no sense: the file is moved aside, and a new one begun with the next commit."""
+        self.close()
+        self._puts.clear()
+        self._discards.clear()
+        self._set_aside("corrupt", reason)
+        self._loaded, self._next_id = False, 1
+
+    def close(self) -> None:
+        """Give the file up; what was not committed is lost."""
+        if self._connection is not None:
+            close(self._connection)
+            self._connection = None
+
+    def _write(self, *, sync: bool) -> None:
+        connection = self._connection or self._reopened()
+        if sync is not self._sync:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            self._sync = sync
+        connection.execute("BEGIN IMMEDIATE")
+        if self._discards:  # first: what they free is used again
+            connection.executemany("DELETE FROM records WHERE id = ?", self._discards.values())
+        if self._puts:  # after a commit that failed they may be there all the same
+            connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", self._puts.values())
+        connection.execute("COMMIT")
+
+    def _reopened(self) -> sqlite3.Connection:
+        """The file opened again; one that was never read is moved aside when it holds records."""
+        if self._loaded:
+            connection = open_database(self._path, self._tuning, self._connect)
+        else:
+            connection, records = self._opened()
+            if records:
+                close(connection)
+                self._set_aside("unread", "its records could not be read at the start")
+                connection, _ = self._opened()
+        self._connection, self._sync, self._loaded = connection, None, True
+        return connection
+
+    def _opened(self) -> tuple[sqlite3.Connection, list[Record]]:
+        """The file, or a new one in place of an unsound one, and its records."""
+        try:
+            return open_and_read(self._path, self._tuning, self._connect)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise
+            self._set_aside("corrupt", str(error))
+        return open_and_read(self._path, self._tuning, self._connect)
+
+    def _set_aside(self, why: str, reason: str) -> None:
+        self.quarantined = str(set_aside(self._path, why, self._unix_s()))
+        log.error("store_quarantined", extra={"path": str(self._path), "to": self.quarantined, "reason": reason})
+
+    def _refused(self, error: Exception) -> None:
+        """Go on in RAM: roll back, close what does not roll back or failed again, and wait before the next try."""
+        self._corrupt = type(error) is sqlite3.DatabaseError
+        if not self._corrupt and not isinstance(error, sqlite3.OperationalError | OSError):
+            raise error
+        self._tried_below = self._next_id
+        if not self.problem:
+            log.error("store_degraded", extra={"path": str(self._path), "error": str(error)})
+        self.problem = _problem(error, corrupt=self._corrupt)
+        if self._failures or not self._rolled_back():
+            self.close()
+        self._retry_ns = self._now_ns() + min(RETRY_MIN_NS << min(self._failures, 10), RETRY_MAX_NS)
+        self._failures += 1
+
+    def _rolled_back(self) -> bool:
+        connection = self._connection
+        try:
+            if connection is not None and connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            return False
+        return True
+
+
+def _problem(error: Exception, *, corrupt: bool) -> str:
+    if corrupt:
+        return f"the store is corrupt: {error}; delivery as with `memory` until a restart, which moves it aside"
+    return f"the store cannot be written: {error}; delivery as with `memory`"

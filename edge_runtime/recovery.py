@@ -1,0 +1,76 @@
+"""What the run before has left: read from the store, and put back where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.config import Config, PipelineSettings
+from edge_runtime.delivery.database import Record
+from edge_runtime.delivery.journal import Basis, Journal, Node
+from edge_runtime.delivery.ledger import NO_PIPELINE, Account, Ledger
+from edge_runtime.delivery.store import Store
+from edge_runtime.lanes import Lane
+from edge_runtime.loop import Loop
+from edge_runtime.model.manifest import Manifest
+from edge_runtime.mqtt.publications import Publications
+
+log = logging.getLogger(__name__)
+
+STORE = "store.db"
+
+
+def basis(settings: PipelineSettings, manifest: Manifest, digest: str) -> Basis:
+    """What the stored windows and model states of a pipeline depend on. digest: of the bundle."""
+    cut = msgspec.json.encode((settings.source, settings.window, manifest.input))
+    return Basis(hashlib.blake2b(cut, digest_size=8).hexdigest(), digest[:16])
+
+
+def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, list[Record]]:
+    """The journal of the node, and all records of its store. bases: of the durable pipelines.
+
+    A store that cannot be read is moved aside, one that cannot be written is made good for later: neither keeps the
+    daemon from starting. Raises StoreBusyError when another process has it.
+    """
+    store = Store(Path(config.node.state_dir) / STORE, config.store)
+    records = store.load()
+    memory = config.mqtt.receive_maximum
+    journal = Journal(store, memory=memory, bases=bases)
+    try:
+        journal.restore(records)
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        store.reject(f"a record of this version was expected: {error}")
+        return Journal(store, memory=memory, bases=bases), []
+    return journal, records
+
+
+def take_up(
+    journal: Journal,
+    records: Iterable[Record],
+    loop: Loop,
+    lanes: Mapping[str, Lane],
+    *,
+    bases: Mapping[str, Basis],
+    ledger: Ledger,
+    publications: Publications,
+) -> None:
+    """Go on where the run before has ended: streams, results to be sent, alarms, the ledger."""
+    loop.outbox.restore(records)
+    waiting = {pipeline for pipeline, _ in loop.outbox.waiting()}
+    for pipeline in journal.pipelines() - {*bases, NO_PIPELINE}:
+        journal.forget(pipeline, account=pipeline not in waiting)
+    for name, wanted in bases.items():
+        for found, streams in journal.remembered(name).items():
+            same_windows, same_model = found.windows == wanted.windows, found.model == wanted.model
+            lanes[name].pipeline.restore(streams, same_windows=same_windows, same_model=same_model)
+            same = {"same_windows": same_windows, "same_model": same_model}
+            log.info("taken_up", extra={"pipeline": name, "streams": len(streams), **same})
+    for key in journal.settled.accounts():
+        ledger.restore(msgspec.json.decode(msgspec.json.encode(journal.settled.account(*key)), type=Account))
+    loop.states.restore(publications.state_change(pipeline, change) for pipeline, change in journal.shown())
+    journal.write_node(Node(clean=False, sessions=journal.before.sessions if journal.before else ()))
+    journal.commit(sync=False)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from broker import Broker
+from conftest import LONG
+from subject import POINTS
+from trial import Trial
+
+pytestmark = pytest.mark.broker
+
+KILLS = 60 if LONG else 20
+MAX_INFLIGHT = 100
+
+
+def test_nothing_is_lost_and_nothing_changed_by_kills_at_random_moments(
+    keeping_broker: Broker, make_trial: Callable[..., Trial]
+) -> None:
+    trial = make_trial(keeping_broker, count=60 * KILLS, rate=55)
+    trial.begin()
+    for _ in range(KILLS):
+        trial.kill_and_restart()
+    verdict = trial.finish()
+
+    assert verdict.problems == []
+    assert trial.node.kills == KILLS
+    assert verdict.duplicates <= KILLS * MAX_INFLIGHT
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_nothing_is_lost_by_a_kill_at_a_named_point(
+    keeping_broker: Broker, make_trial: Callable[..., Trial], point: str
+) -> None:
+    trial = make_trial(keeping_broker, count=240, rate=400)
+    trial.begin(f"{point}:20")
+    trial.node.await_death()
+    trial.node.start()
+    verdict = trial.finish()
+
+    assert verdict.problems == []

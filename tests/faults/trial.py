@@ -1,0 +1,119 @@
+"""One run under faults: a broker, producers, a node that is disturbed, a consumer, and the verdict."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from broker import Broker, until
+from node import Node
+from oracle import Verdict, judge, missing
+from proxy import Proxy
+from scene import KINDS, Expected, Input, expected, inputs, write_scene
+from sender import Sender
+from sink import Sink
+
+log = logging.getLogger(__name__)
+
+QUIET_S = 3.0
+START_S = 0.9
+"""About how long a daemon takes from its start to its first results."""
+
+
+class Trial:
+    """Everything is the trial's own: topics, client ids, folder. seed: of inputs, kill times and the proxy; logged."""
+
+    def __init__(
+        self,
+        folder: Path,
+        broker: Broker,
+        *,
+        seed: int,
+        count: int,
+        rate: float,
+        delivery: str = "normal",
+        kinds: Sequence[str] = KINDS,
+        through_proxy: bool = False,
+        window: int = 1,
+        **settings: str,
+    ) -> None:
+        """count, rate: messages, and how many a second. settings: more lines of the configuration, as write_scene."""
+        log.info("trial", extra={"seed": seed, "count": count, "rate": rate, "delivery": delivery})
+        self.seed, self.random, self.broker = seed, random.Random(seed), broker
+        self.name = f"f{uuid.uuid4().hex[:8]}"
+        self.proxy = Proxy(broker.port, seed=seed) if through_proxy else None
+        url = self.proxy.url if self.proxy else broker.url
+        self.config = write_scene(folder, url, node=self.name, delivery=delivery, kinds=kinds, **settings)
+        self.inputs: list[Input] = inputs(seed, count, node=self.name, kinds=kinds)
+        self.sink = Sink(broker.port, node=self.name)
+        self.node = Node(self.config)
+        self.sender = Sender(broker.port, self.inputs, client_id=f"sender-{self.name}", rate=rate, window=window)
+        self.summary: dict[str, Any] | None = None
+
+    @cached_property
+    def expected(self) -> Expected:
+        return expected(self.config, self.inputs)
+
+    def begin(self, *faults: str) -> None:
+        """Start the node, then the producers; what comes before it has subscribed is sent again."""
+        _ = self.expected  # before anything is timed
+        self.node.start(*faults)
+        self.node.wait_connected()
+        self.sender.start()
+
+    def live(self, seconds: float) -> None:
+        """Let it run for a while; the time between faults is part of the experiment."""
+        time.sleep(seconds)
+
+    def kill_and_restart(self, *faults: str) -> float:
+        """SIGKILL at a random moment, at times during the start; the moment."""
+        self.live(self.random.uniform(0.0, START_S + 0.6))
+        at_s = time.monotonic()
+        self.node.kill()
+        self.node.start(*faults)
+        return at_s
+
+    def results_after(self, at_s: float, *, timeout_s: float = 20.0) -> float:
+        """Seconds from a moment to the first result that came after it."""
+        until(lambda: self.sink.first_after(at_s) is not None, what="a result after the fault", timeout_s=timeout_s)
+        first_s = self.sink.first_after(at_s)
+        assert first_s is not None
+        return first_s - at_s
+
+    def finish(self, *, timeout_s: float = 60.0) -> Verdict:
+        """Let the rest be sent and worked off, stop the node, and judge; nothing more comes for QUIET_S is the end."""
+        self.sender.wait(timeout_s)
+        self.settle()
+        if self.node.alive:
+            self.summary = self.node.stop()
+        return self.verdict()
+
+    def settle(self) -> None:
+        """Until every result has come, or none comes any more."""
+        before, since_s = -1, time.monotonic()
+        while missing(self.expected, self.sink.documents()):
+            now = len(self.sink.arrivals)
+            if now != before:
+                before, since_s = now, time.monotonic()
+            elif time.monotonic() - since_s > QUIET_S:
+                return
+            time.sleep(0.1)
+
+    def verdict(self) -> Verdict:
+        self.sink.catch_up()
+        states = {document.topic for document in self.expected.documents if "/state/" in document.topic}
+        retained = self.sink.retained(len(states))
+        return judge(self.expected, self.sink.documents(), retained=retained, summary=self.summary)
+
+    def close(self) -> None:
+        self.node.close()
+        self.sender.close()
+        self.sink.close()
+        if self.proxy:
+            self.proxy.close()

@@ -1,0 +1,56 @@
+"""A disk that fails on demand: real SQLite behind a connection that counts its calls and refuses some."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+ERRORS = ("disk I/O error", "database or disk is full", "attempt to write a readonly database")
+
+
+class Disk:
+    """What the connections made by `connect` do.
+
+    refuse: the number, from 1, of the call that fails; down: every call does. late: the call fails after it was done,
+    as when the disk lost only the answer. calls: how many there were.
+    """
+
+    def __init__(self, error: str = ERRORS[0], *, late: bool = False) -> None:
+        self.error = error
+        self.late = late
+        self.refuse = 0
+        self.down = False
+        self.calls = 0
+        self.refused = 0
+
+    def connect(self, path: Path, **options: Any) -> sqlite3.Connection:
+        self.count()
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                return disk.answer(super().execute, sql, *parameters)
+
+            def executemany(self, sql: str, rows: Any) -> sqlite3.Cursor:
+                return disk.answer(super().executemany, sql, rows)
+
+        return sqlite3.connect(path, factory=Connection, **options)
+
+    def answer(self, call: Any, *arguments: Any) -> Any:
+        if not self.late:
+            self.count()
+        cursor = call(*arguments)
+        if self.late:
+            try:
+                self.count()
+            except sqlite3.OperationalError:
+                cursor.close()
+                raise
+        return cursor
+
+    def count(self) -> None:
+        self.calls += 1
+        if self.down or self.calls == self.refuse:
+            self.refused += 1
+            raise sqlite3.OperationalError(self.error)

@@ -38,6 +38,7 @@ window = {{ {window} }}
 model = "m"
 result_qos = {qos}
 queue = {{ max = 1000 }}
+delivery = "{delivery}"
 """
 
 
@@ -51,11 +52,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class DaemonSettings(msgspec.Struct, frozen=True):
-    """Lines of the daemon's configuration, table by table."""
+    """Lines of the daemon's configuration, table by table; and the tier of delivery."""
 
     node: str = ""
     mqtt: str = ""
     latency: str = ""
+    delivery: str = "memory"
 
 
 def _echo(name: str, form: str) -> Callable[[Workload, Place], Subject]:
@@ -115,6 +117,7 @@ def _daemon(name: str, settings: DaemonSettings) -> Callable[[Workload, Place], 
                 node_settings=settings.node,
                 mqtt_settings=settings.mqtt,
                 latency_settings=settings.latency,
+                delivery=settings.delivery,
             )
         )
         command = (sys.executable, "-m", "edge_runtime", "run", str(config), "--json")
@@ -141,6 +144,8 @@ SUBJECTS: dict[str, Callable[[Workload, Place], Subject]] = {
     "naive": _naive,
     "callbacks": _daemon("callbacks", DaemonSettings(mqtt='client = "callbacks"')),
     "lane": _daemon("lane", DaemonSettings()),
+    "normal": _daemon("normal", DaemonSettings(delivery="normal")),
+    "full": _daemon("full", DaemonSettings(delivery="full")),
     "on": _daemon("on", DaemonSettings(node="metrics_interval_s = 1.0", latency="interval_s = 1.0")),
     "off": _daemon("off", DaemonSettings(node="metrics_interval_s = 0", latency="enabled = false")),
     "http": _http,

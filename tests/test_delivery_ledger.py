@@ -52,7 +52,7 @@ class Device:
     def step(self) -> None:
         key = (self.rng.choice((V, "sound")), self.rng.choice((A, B)))
         often = (self.receive, self.take, self.confirm)
-        seldom = (self.receive_unknown, self.overflow, self.settle, self.give_up, self.reject, self.lose)
+        seldom = (self.receive_unknown, self.overflow, self.settle, self.give_up, self.reject)
         self.rng.choice((*often, *often, *seldom))(key)
 
     def receive(self, key: tuple[str, str]) -> None:
@@ -81,6 +81,7 @@ class Device:
                 made.duplicates[key[1]] = made.duplicates.get(key[1], 0) + 1
             elif fate == "late":
                 made.dropped[key[1], "late"] = made.dropped.get((key[1], "late"), 0) + 1
+                made.lost_before_us[key[1]] = made.lost_before_us.get(key[1], 0) - 1
             else:
                 made.dead_letters.append(DeadLetter(key[1], "not_json", "", MESSAGE))
         if windows:
@@ -123,10 +124,6 @@ class Device:
             self.outbox[key] -= 1
             self.post("result_dropped", *key, "rejected")
 
-    def lose(self, key: tuple[str, str]) -> None:
-        self.post("lost_before_us", *key, 2)
-        self.post("producer_restarted", *key)
-
     def gauges(self) -> tuple[Counter[tuple[str, str]], ...]:
         queued, in_flight = Counter(self.queues), Counter()
         for _, taken, windows in self.turns:
@@ -155,8 +152,7 @@ def test_whatever_happens_the_equations_hold(steps: int, seed: int) -> None:
 @given(steps=st.integers(1, 120), seed=st.integers(0, 2**32), which=st.floats(0, 1, exclude_max=True), times=...)
 def test_one_event_forgotten_or_posted_twice_is_found(steps: int, seed: int, which: float, times: bool) -> None:
     device, ledger = device_after(steps, seed), Ledger()
-    counted = [i for i, e in enumerate(device.events) if e.method not in ("lost_before_us", "producer_restarted")]
-    spoiled = counted[int(which * len(counted))] if counted else None
+    spoiled = int(which * len(device.events)) if device.events else None
     for i, event in enumerate(device.events):
         for _ in range(2 * times if i == spoiled else 1):
             event.post(ledger)
@@ -283,8 +279,8 @@ def test_a_snapshot_is_a_copy() -> None:
 
 def test_what_producers_lost_stands_beside_the_equations() -> None:
     ledger = Ledger()
-    ledger.lost_before_us(V, A, 7)
-    ledger.producer_restarted(V, A)
+    ledger.settle(turn(lost_before_us={A: 8}, restarts={A: 1}))
+    ledger.settle(turn(lost_before_us={A: -1}))
 
     view = ledger.totals({}, {}, {})
     assert (view.overall.lost_before_us, view.overall.restarts) == (7, 1)
@@ -304,11 +300,11 @@ def test_the_text_has_three_lines_a_pipeline_and_the_verdict() -> None:
             dead_letters=[DeadLetter(A, "not_json", "", MESSAGE)],
             results=[result(A)] * 30,
             unchanged={A: 9},
+            lost_before_us={A: 3},
         )
     )
     ledger.confirmed(V, A, 28)
     ledger.result_dropped(V, A, "rejected")
-    ledger.lost_before_us(V, A, 3)
     ledger.received(NO_PIPELINE, "-")
     ledger.dead_lettered(NO_PIPELINE, "-")
 

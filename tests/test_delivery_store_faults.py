@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -211,7 +212,7 @@ def test_a_disk_that_refuses_is_tried_again_after_pauses_that_double_up_to_a_bou
         if disk.calls > before:
             tries.append(clock.ns)
         clock.ns += RETRY_MIN_NS // 5
-    pauses = [round((b - a) / RETRY_MIN_NS, 1) for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [round((b - a) / RETRY_MIN_NS, 1) for a, b in itertools.pairwise(tries)]
 
     assert pauses == [1, 2, 4, 8, 16, 20, 20]
 
@@ -464,9 +465,7 @@ def test_whichever_byte_is_flipped_records_are_loaded_as_they_were_or_moved_asid
     made = Store(tmp_path / "store.db", StoreSettings())
     old = filled(made, 12)
     whole = (tmp_path / "store.db").read_bytes()
-    seed = random.randrange(2**32)
-    print(f"{seed=}")
-    rnd = random.Random(seed)
+    rnd = random.Random(1)
     moved = 0
     for n, at in enumerate([*range(100), *rnd.sample(range(100, len(whole)), 200)]):
         path = tmp_path / str(n) / "store.db"
@@ -482,6 +481,27 @@ def test_whichever_byte_is_flipped_records_are_loaded_as_they_were_or_moved_asid
         moved += bool(store.quarantined)
         store.close()
     assert moved > 20
+
+
+@pytest.mark.parametrize("left", [b"", None], ids=["empty", "missing"])
+def test_a_log_without_its_database_is_moved_aside_not_deleted(
+    path: Path, new_store: NewStore, left: bytes | None
+) -> None:
+    store = new_store()
+    store.load()
+    store.put(1, b"in the log only")
+    assert store.commit(sync=False)
+    copy = path.parent / "copy" / "store.db"
+    copy.parent.mkdir()
+    log = shutil.copy(f"{path}-wal", f"{copy}-wal")
+    written = Path(log).read_bytes()
+    if left is not None:
+        copy.write_bytes(left)
+    again = new_store(at=copy)
+
+    assert again.load() == []
+    assert again.problem == ""
+    assert Path(f"{again.quarantined}-wal").read_bytes() == written
 
 
 @pytest.mark.parametrize("left", [0.0, 0.3, 0.7, 0.99])
@@ -510,26 +530,46 @@ def test_a_shortened_log_gives_an_older_store_and_never_a_wrong_one(
     assert again.quarantined == ""
 
 
+def flip_in_the_oldest_body(path: Path) -> str:
+    flip(path, path.read_bytes().index(b"oldest") + 2)
+    return "the checksum of a record is wrong"
+
+
+def flip_in_the_root_page(path: Path) -> str:
+    page_bytes = int.from_bytes(path.read_bytes()[16:18], "big")
+    flip(path, page_bytes, 0xFF)
+    return "database disk image is malformed"
+
+
+@pytest.mark.parametrize("damage", [flip_in_the_oldest_body, flip_in_the_root_page])
 def test_damage_met_while_running_is_said_and_moved_aside_at_the_next_start(
-    path: Path, new_store: NewStore, clock: Clock
+    path: Path, new_store: NewStore, clock: Clock, damage: Callable[[Path], str]
 ) -> None:
-    old = filled(new_store())
     store = new_store()
-    assert store.load() == old
-    flip(path, path.read_bytes().index(bytes([39]) * 40) + 20)
+    store.load()
+    ids = [store.put(1, b"oldest" + bytes(10))]
+    ids += [store.put(1, bytes(60_000)) for _ in range(60)]
+    assert store.commit(sync=False)
+    store.close()
+    disk = Disk()
+    store = new_store(disk)
+    assert len(store.load()) == len(ids)
+    error = damage(path)
     waiting = store.put(1, b"waiting")
-    for record in old:
-        assert store.read(record.id) in (record.body, None)
+    for id_ in ids:
+        store.read(id_)
+    store.discard(ids[0])
+    store.commit(sync=False)
     clock.wait()
-    assert store.problem == (
-        f"the store is corrupt: the checksum of a record is wrong; {MEMORY} until a restart, which moves it aside"
-    )
+    assert store.problem == f"the store is corrupt: {error}; {MEMORY} until a restart, which moves it aside"
+    calls = disk.calls
     assert not store.commit(sync=False)
+    assert disk.calls == calls
     assert store.read(waiting) == b"waiting"
     store.close()
     again = new_store()
     assert again.load() == []
-    assert again.quarantined
+    assert again.quarantined == str(path.parent / f"store.db.corrupt-{STAMP}")
 
 
 class AnyLife(RuleBasedStateMachine):

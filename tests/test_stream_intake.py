@@ -228,7 +228,7 @@ def test_messages_too_many_for_a_turn_are_never_taken_together() -> None:
 
     assert (turn.messages, len(turn.windows), bench.asked) == (in_runs([sample(n) for n in range(5)]), 5, [])
     assert turn.left_over == [sample(0, stream="b"), *in_runs([sample(n) for n in range(5, 9)])]
-    assert turn.marks["a"].high == 4
+    assert bench.pipeline._intake.streams["a"].sequence.number == 4
 
 
 def test_a_turn_that_fills_up_between_two_streams_leaves_the_others_in_their_order() -> None:

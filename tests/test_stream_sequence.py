@@ -11,8 +11,8 @@ from edge_runtime.stream.sequence import SequenceTracker
 MEMORY = 64
 
 
-def message(content: int, *, dup: bool = False, qos: int = 1) -> Message:
-    return Message("t", content.to_bytes(8, "little"), 0, qos=qos, dup=dup)
+def message(content: int, *, dup: bool = False, qos: int = 1, mid: int = 0) -> Message:
+    return Message("t", content.to_bytes(8, "little"), 0, qos=qos, dup=dup, mid=mid)
 
 
 def tracker() -> SequenceTracker:
@@ -44,7 +44,7 @@ def test_a_producer_that_starts_over_begins_a_new_epoch() -> None:
 
     again = subject.see(message(0), 0)
 
-    assert (again.verdict, again.restarted, subject.mark.epoch) == ("new", True, 1)
+    assert (again.verdict, again.restarted, subject.restarts) == ("new", True, 1)
     assert subject.see(message(1), 1).restarted is False
 
 
@@ -84,11 +84,13 @@ def test_a_redelivery_older_than_all_memory_is_a_duplicate_never_a_restart() -> 
     assert subject.see(message(1, dup=True), 1).verdict == "duplicate"
 
 
-def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_and_cancels_once() -> None:
+def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_as_often_as_it_comes() -> None:
     subject = tracker()
-    seen = [subject.see(message(1, dup=dup), None).verdict for dup in (False, False, True, True, True)]
+    sent = [(1, False), (2, False), (1, True), (2, True), (1, True), (3, True), (4, True), (4, True)]
+    seen = [subject.see(message(1, mid=mid, dup=dup), None).verdict for mid, dup in sent]
 
-    assert seen == ["new", "new", "duplicate", "duplicate", "new"]
+    assert seen == ["new", "new", "duplicate", "duplicate", "duplicate", "new", "new", "duplicate"]
+    assert subject.see(message(2, mid=4, dup=True), None).verdict == "new"
 
 
 def test_without_numbers_messages_are_counted_and_keys_differ_between_runs() -> None:
@@ -112,7 +114,7 @@ def test_messages_that_follow_are_remembered_together_as_one_after_the_other(ste
     for skipped, n in steps:
         at += skipped
         numbers = list(range(at, at + n))
-        messages = [message(i, qos=qos) for i in numbers]
+        messages = [message(i, qos=qos, mid=i % 7) for i in numbers]
         rows = Rows(np.zeros((n, 1), np.float32), numbers if numbered else None)
         taken = Burst("s", messages, rows)
         if not (skipped and numbered) and many.number >= 0:
@@ -122,10 +124,14 @@ def test_messages_that_follow_are_remembered_together_as_one_after_the_other(ste
             many.see(messages[i], numbers[i] if numbered else None)
         rest = taken.part(begin, n)
         assert many.following(rest) == n - begin
-        found = many.take(rest) if n > begin else range(0)
+        found, contents = many.take(rest) if n > begin else (range(0), [])
+        remembered = []
         for i, subject in enumerate(messages):
             one.see(subject, numbers[i] if numbered else None)
-        assert (many.mark, many.number, many.epoch) == (one.mark, one.number, one.epoch)
+            remembered += one.contents(subject) if i >= begin else ()
+        assert contents == remembered
+        assert (many.number, many.epoch, many.first) == (one.number, one.epoch, one.first)
+        assert (many.missing, many.numbered) == (one.missing, one.numbered)
         assert list(found) == list(range(one.number - len(found) + 1, one.number + 1))
         assert (many._contents, many._recent, many._recent_counts) == (one._contents, one._recent, one._recent_counts)
         at += n
@@ -142,12 +148,25 @@ def test_a_burst_follows_up_to_the_first_message_that_does_not() -> None:
     assert [following(None, dup) for dup in (None, 2, 0)] == [4, 2, 0]
 
 
-def test_contents_that_were_all_cancelled_are_forgotten_in_their_turn() -> None:
+def test_a_content_is_known_while_one_message_that_has_it_is_remembered() -> None:
     subject = SequenceTracker("run", memory=2)
-    seen = [subject.see(message(1, dup=dup), None).verdict for dup in (False, False, True, True)]
-    seen += [subject.see(message(content), None).verdict for content in (2, 3, 4)]
+    for content in (1, 1, 2):
+        subject.see(message(content), None)
 
-    assert seen == ["new", "new", "duplicate", "duplicate", "new", "new", "new"]
+    assert subject.see(message(1, dup=True), None).verdict == "duplicate"
+    subject.see(message(3), None)
+    assert subject.see(message(1, dup=True), None).verdict == "new"
+
+
+def test_missing_numbers_are_runs_and_forgotten_when_they_are_too_old_to_come() -> None:
+    subject = tracker()
+    verdicts([1, 4, 5, 9], subject)
+
+    assert subject.missing == ((2, 2), (6, 3))
+    verdicts(list(range(10, 10 + MEMORY - 4)), subject)
+    assert subject.missing == ((6, 3),)
+    assert verdicts([3], subject) == ["new"], "older than all memory: the producer began anew"
+    assert (subject.missing, subject.first, subject.epoch) == ((), 3, "1")
 
 
 def test_memory_of_redeliveries_is_bounded() -> None:
@@ -167,6 +186,6 @@ def test_every_number_of_a_window_is_taken_at_most_once(numbers: list[int]) -> N
     for n in numbers:
         sighting = subject.see(message(n), n)
         if sighting.verdict == "new":
-            epoch = taken.setdefault(subject.mark.epoch, set())
+            epoch = taken.setdefault(subject.restarts, set())
             assert n not in epoch
             epoch.add(n)

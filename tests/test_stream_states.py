@@ -91,7 +91,7 @@ def test_a_state_that_is_not_finite_costs_its_window_and_is_not_carried_on() -> 
     scores, states = StreamStates(Sums(), StateSettings()).predict([window("a")] * 3, inputs)
 
     assert np.array_equal(scores[:, 0], [1, np.nan, 1], equal_nan=True)
-    assert states["a"][0].tolist() == [1]
+    assert states["a"].state[0].tolist() == [1]
 
 
 def message(stream: str, number: int, rows: Floats) -> Queued:
@@ -129,7 +129,7 @@ def test_a_pipeline_carries_the_state_of_each_stream_and_resets_it_on_a_gap(tmp_
         wanted = np.concatenate((running(rows[i, :4]), running(rows[i, 7:]))) / 4
         results = [r for turn in turns for r in turn.results if r.stream == stream]
         assert np.allclose([list(r.scores.values()) for r in results], wanted, atol=1e-6)
-        assert np.allclose(turns[1].model_states[stream][0][0, 0], wanted[-1] * 4, atol=1e-6)
+        assert np.allclose(turns[1].model_states[stream].state[0][0, 0], wanted[-1] * 4, atol=1e-6)
 
 
 def test_a_lead_in_of_zeros_stands_before_a_stream_and_after_a_gap(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ APPLICATION_ID = 0x45645354
 FORMAT_VERSION = 1
 SCHEMA = "CREATE TABLE records (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL)"
 CHECKSUM_BYTES = 4
+HEADER_BYTES = 100
+FILE_FORMATS = (b"\x01\x01", b"\x02\x02")
+SUFFIXES = ("-wal", "-shm", "-journal", "")
 LOCK_WAIT_S = 1.0
 MIB = 1024 * 1024
 
@@ -60,22 +63,34 @@ def unsealed(kind: object, stored: object) -> bytes:
     raise sqlite3.DatabaseError("the checksum of a record is wrong")
 
 
-def open_database(path: Path, tuning: Tuning, connect: Connect) -> sqlite3.Connection:
-    """A connection that alone holds the file, which is made, with its folder, where there is none.
+def check_header(path: Path) -> None:
+    """Look at what SQLite does not report: it deletes a log without a database, and takes some flips for read-only.
 
-    Raises OperationalError or OSError; DatabaseError when the file is corrupt or somebody else's.
+    Not while this process has the file open, as closing it here gives up SQLite's lock. Raises OSError; DatabaseError
+    when the file is damaged.
     """
+    log = beside(path, "-wal")
+    header = b""
+    if path.exists():
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    if not header and log.exists() and log.stat().st_size:
+        raise sqlite3.DatabaseError("there is a log and no database")
+    if header and header[18:20] not in FILE_FORMATS:
+        raise sqlite3.DatabaseError("the header of the file is damaged")
+
+
+def connected(path: Path, connect: Connect) -> sqlite3.Connection:
+    """A connection to the file, which is made, with its folder, where there is none. Raises OSError, OperationalError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-    try:
-        _set_up(connection, tuning)
-    except BaseException:
-        close(connection)
-        raise
-    return connection
+    return connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
 
 
-def _set_up(connection: sqlite3.Connection, tuning: Tuning) -> None:
+def set_up(connection: sqlite3.Connection, tuning: Tuning) -> None:
+    """Hold the file alone, from now on, and see that it is a store, or make it one.
+
+    Raises OperationalError; DatabaseError when it is corrupt or somebody else's.
+    """
     connection.text_factory = bytes
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     schema = connection.execute("SELECT sql FROM sqlite_master").fetchall()
@@ -106,17 +121,8 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
-def open_and_read(path: Path, tuning: Tuning, connect: Connect) -> tuple[sqlite3.Connection, list[Record]]:
-    """The database, and every record in it, oldest first; raises DatabaseError when anything in it is damaged, too."""
-    connection = open_database(path, tuning, connect)
-    try:
-        return connection, _read_all(connection)
-    except BaseException:
-        close(connection)
-        raise
-
-
-def _read_all(connection: sqlite3.Connection) -> list[Record]:
+def read_all(connection: sqlite3.Connection) -> list[Record]:
+    """Every record, oldest first. Raises OperationalError; DatabaseError when anything in the file is damaged."""
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != b"ok":
         raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
@@ -140,17 +146,15 @@ def set_aside(path: Path, why: str, unix_s: float) -> Path:
     stamp = datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     target = path.with_name(f"{path.name}.{why}-{stamp}")
     number = 0
-    while any(_beside(target, suffix).exists() for suffix in SUFFIXES):
+    while any(beside(target, suffix).exists() for suffix in SUFFIXES):
         number += 1
         target = path.with_name(f"{path.name}.{why}-{stamp}.{number}")
     for suffix in SUFFIXES:
-        if _beside(path, suffix).exists():
-            _beside(path, suffix).rename(_beside(target, suffix))
+        if beside(path, suffix).exists():
+            beside(path, suffix).rename(beside(target, suffix))
     return target
 
 
-SUFFIXES = ("-wal", "-shm", "-journal", "")
-
-
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The file that SQLite keeps next to the database under its name and this suffix."""
     return path.with_name(path.name + suffix)

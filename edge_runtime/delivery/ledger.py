@@ -183,10 +183,15 @@ class Ledger:
         pipeline = turn.pipeline
         for segment in turn.events:
             self._account(pipeline, segment.stream).events += 1
+        if turn.lost_before_us or turn.restarts:
+            self._settle_producers(turn)
+
+    def _settle_producers(self, turn: Turn) -> None:
+        """Numbers that never came, and numberings begun anew; in no equation."""
         for stream, n in turn.lost_before_us.items():
-            self._account(pipeline, stream).lost_before_us += n
+            self._account(turn.pipeline, stream).lost_before_us += n
         for stream, n in turn.restarts.items():
-            self._account(pipeline, stream).restarts += n
+            self._account(turn.pipeline, stream).restarts += n
 
     def snapshot(
         self, queued: Mapping[Key, int], in_flight: Mapping[Key, int], waiting: Mapping[Key, int]

@@ -22,11 +22,13 @@ from edge_runtime.delivery.database import (
     Connect,
     Record,
     Tuning,
+    check_header,
     close,
-    open_and_read,
-    open_database,
+    connected,
+    read_all,
     sealed,
     set_aside,
+    set_up,
     unsealed,
 )
 from edge_runtime.errors import StoreBusyError
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 DISK_PER_MB = 4
 SD_CARD_COMMIT_WAIT_MS = 100.0
+LOCKED = "database is locked"
 RETRY_MIN_NS, RETRY_MAX_NS = 500_000_000, 10_000_000_000
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -114,9 +117,9 @@ class Store:
         then turns out to hold some is moved aside too. Raises StoreBusyError.
         """
         try:
-            self._connection, records = self._opened()
+            self._connection, records = self._sound()
         except (sqlite3.DatabaseError, OSError) as error:
-            if "locked" in str(error):
+            if str(error) == LOCKED:
                 raise StoreBusyError(str(self._path)) from error
             self._refused(error)
             return []
@@ -210,25 +213,39 @@ class Store:
     def _reopened(self) -> sqlite3.Connection:
         """The file opened again; one that was never read is moved aside when it holds records."""
         if self._loaded:
-            connection = open_database(self._path, self._tuning, self._connect)
+            connection, _ = self._opened(read=False)
         else:
-            connection, records = self._opened()
+            connection, records = self._sound()
             if records:
-                close(connection)
                 self._set_aside("unread", "its records could not be read at the start")
-                connection, _ = self._opened()
+                close(connection)
+                connection, _ = self._sound()
         self._connection, self._sync, self._loaded = connection, None, True
         return connection
 
-    def _opened(self) -> tuple[sqlite3.Connection, list[Record]]:
+    def _sound(self) -> tuple[sqlite3.Connection, list[Record]]:
         """The file, or a new one in place of an unsound one, and its records."""
         try:
-            return open_and_read(self._path, self._tuning, self._connect)
+            return self._opened(read=True)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise
-            self._set_aside("corrupt", str(error))
-        return open_and_read(self._path, self._tuning, self._connect)
+        return self._opened(read=True)
+
+    def _opened(self, *, read: bool) -> tuple[sqlite3.Connection, list[Record]]:
+        """The file and, if asked for, its records. An unsound file is moved aside before DatabaseError is raised."""
+        connection: sqlite3.Connection | None = None
+        try:
+            check_header(self._path)
+            connection = connected(self._path, self._connect)
+            set_up(connection, self._tuning)
+            return connection, read_all(connection) if read else []
+        except (sqlite3.DatabaseError, OSError) as error:
+            if read and type(error) is sqlite3.DatabaseError:  # before it is closed, which deletes its log
+                self._set_aside("corrupt", str(error))
+            if connection is not None:
+                close(connection)
+            raise
 
     def _set_aside(self, why: str, reason: str) -> None:
         self.quarantined = str(set_aside(self._path, why, self._unix_s()))

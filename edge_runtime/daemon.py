@@ -20,9 +20,11 @@ from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device.clock import kernel_clock
 from edge_runtime.device.heat import heat
 from edge_runtime.device.memory import rss_mb
+from edge_runtime.device.wear import WearMeter, over_budget
+from edge_runtime.events import NodeEvents
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.loop import Loop
-from edge_runtime.metrics import Meter, problems
+from edge_runtime.metrics import Meter, StoreMetrics, problems
 from edge_runtime.model.gate import proven
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.model.threads import choose_threads
@@ -33,7 +35,7 @@ from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_pipelines
 from edge_runtime.pipelines import build_pipeline, make_recorders
-from edge_runtime.records import Outgoing
+from edge_runtime.records import DeadLetter, Outgoing
 from edge_runtime.recovery import basis, open_journal, take_up
 from edge_runtime.stop import StopSignal
 from edge_runtime.stream.arrays import json_reader
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 0.25
 REVIEW_S = 10.0
+LOOK_S = 0.25
 GOODBYE_S = 0.6
 NS = 1e9
 
@@ -96,10 +99,10 @@ class Daemon:
             Path(config.node.state_dir) / "latency", config.latency, now_ns=clock.monotonic_ns()
         )
         self._publications = self._make_publications()
+        self._connections: list[Connection] = []
         connections = self._connect()
         self.lanes = {name: self._lane(name, item, path, connections) for name, item in config.pipelines.items()}
         self._worker = Worker() if any(not lane.inline for lane in self.lanes.values()) else None
-        self._connections = list(dict.fromkeys(connections.values()))
         self.loop = Loop(
             self._connections,
             self.lanes.values(),
@@ -124,7 +127,7 @@ class Daemon:
             )
         self._trust_clocks()
         self._started_ns = self._review_due_ns = clock.monotonic_ns()
-        self._greeted = False
+        self._look_due_ns, self._greeted = 0, False
         self._meter = Meter(
             self.lanes,
             self._connections,
@@ -133,7 +136,17 @@ class Daemon:
             boot_id=self.boot_id,
             every_s=config.node.metrics_interval_s,
             started_ns=self._started_ns,
+            store=self._store_metrics,
         )
+        self._wear = WearMeter(now_ns=self._started_ns)
+        self._events = NodeEvents(
+            self._publications,
+            self._connections[0].client.publish,
+            connections=self._connections,
+            store=self._journal.store if self._journal else None,
+            unix_s=lambda: clock.unix_ns() / NS,
+        )
+        self.loop.on_poison = self._tell_poison
 
     def run(self, stop: StopSignal) -> Summary:
         """Serve until asked to stop; drain, say goodbye, sum up."""
@@ -165,6 +178,18 @@ class Daemon:
             self._worker.stop()
         if self._journal is not None:
             self._journal.store.close()
+
+    def _store_metrics(self) -> StoreMetrics | None:
+        journal, outbox = self._journal, self.loop.outbox
+        if journal is None:
+            return None
+        kept_mb = round(outbox.kept_bytes / 1e6, 3)
+        return StoreMetrics(
+            journal.store.problem, outbox.kept_messages, kept_mb, outbox.replayed, journal.store.quarantined
+        )
+
+    def _tell_poison(self, pipeline: str, letter: DeadLetter) -> None:
+        self._events.tell("poison", {"pipeline": pipeline, "stream": letter.stream, "topic": letter.message.topic})
 
     def _close_store(self) -> None:
         """The end is in order: what is left in the store is what could not be sent."""
@@ -217,7 +242,7 @@ class Daemon:
         connections: dict[str, Connection] = {}
         known = self._before.sessions if self._before else ()
         for planned in plan_pipelines(wanted, blocking=blocking):
-            first, session = not connections, f"{client_id}{planned.suffix}@{self._config.mqtt.url}"
+            first, session = not self._connections, f"{client_id}{planned.suffix}@{self._config.mqtt.url}"
             client = make_client(
                 self._config.mqtt,
                 client_id=client_id + planned.suffix,
@@ -228,7 +253,8 @@ class Daemon:
                 birth=self._birth if first else _nothing,
             )
             routes = Routes([(name, sources[name]) for name in planned.pipelines])
-            connections |= dict.fromkeys(planned.pipelines, Connection(client, routes, session=session))
+            self._connections.append(Connection(client, routes, session=session))
+            connections |= dict.fromkeys(planned.pipelines, self._connections[-1])
         return connections
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
@@ -300,6 +326,9 @@ class Daemon:
 
     def _do_what_is_due(self) -> None:
         now_ns = self._clock.monotonic_ns()
+        if now_ns >= self._look_due_ns:
+            self._look_due_ns = now_ns + int(LOOK_S * NS)
+            self._events.look()
         if self._latency_log.due(now_ns):
             self._write_latency()
             self._trust_clocks()
@@ -332,13 +361,22 @@ class Daemon:
         self.loop.outbox.review()
         self._note_sessions()
         view = self.loop.account()
-        found = problems(view, self._connections, self._recorders.values(), self._latency_log.problem)
+        self._events.review(view)
+        wear = self._wear.wear(now_ns)
+        found = problems(
+            view,
+            self._connections,
+            self._recorders.values(),
+            self._latency_log.problem,
+            self._journal.store.problem if self._journal else "",
+            over_budget(wear, self._config.store.budget_mb_per_day),
+        )
         self._tell_state("degraded" if found else "online")
         every_s = self._config.node.metrics_interval_s
         if every_s and self._connections[0].client.connected:
             refusals, unix_ns = self.loop.publish_refusals, self._clock.unix_ns()
             document = self._meter.document(
-                view, found, self._heat, publish_refusals=refusals, now_ns=now_ns, unix_ns=unix_ns
+                view, found, self._heat, wear=wear, publish_refusals=refusals, now_ns=now_ns, unix_ns=unix_ns
             )
             self.loop.publish(self._publications.metrics(document, every_s=every_s))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,26 +10,27 @@ from typing import NamedTuple
 
 import msgspec
 
+from edge_runtime.arrivals import NO_STREAM, Arrivals
 from edge_runtime.delivery.journal import Journal
-from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, LedgerView
+from edge_runtime.delivery.ledger import Ledger, LedgerView
 from edge_runtime.delivery.outbox import Kind, Outbox, Parcel
 from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.monitor.departures import Departures
 from edge_runtime.mqtt.publications import Publications
 from edge_runtime.mqtt.retained import Retained
-from edge_runtime.mqtt.topics import INVALID_TOPIC
 from edge_runtime.mqtt.transport import Waiter, is_permanent
 from edge_runtime.records import DeadLetter, Message, Outgoing, Queued, Turn
 from edge_runtime.worker import Worker
+
+log = logging.getLogger(__name__)
 
 TURN_MESSAGES = 256
 TURNS_IN_FLIGHT = 2
 MOST_UNCOMMITTED = 64
 """Turns that wait to share a transaction."""
 DELETE_WITHIN_NS = 1_000_000_000
-NO_STREAM = ""
-POISON = "poison"
+POISON, REFUSED = "poison", "result_refused"
 
 
 class _Batch(NamedTuple):
@@ -89,10 +91,11 @@ class Loop:
         )
         self._departures = Departures({name: lane.recorder for name, lane in self._lanes.items()})
         self._uncommitted: list[_Ended] = []
-        self._given_up: list[tuple[Connection, list[Message]]] = []
+        self._arrivals = Arrivals(self._lanes, ledger=ledger, journal=journal, tell=self._publish_letter)
         self._ended: list[_Ended] = []
         self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
         self.publish_refusals = 0
+        self.on_poison: Callable[[str, DeadLetter], None] = _nothing
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
         """One round: wait for input at most timeout_s, then move everything that can move.
@@ -145,100 +148,15 @@ class Loop:
             in_flight.update((name, window.stream) for window in turn.windows)
         return self._ledger.totals(queued, in_flight, self.outbox.waiting())
 
-    # Messages come in.
-
     def _poll(self, *, accepting: bool) -> None:
         for connection in self._connections:
             messages = connection.client.poll(0.0)
             if messages and accepting:
-                self._offer(connection, messages)
+                self._arrivals.offer(connection, messages)
+                self._acknowledge(connection)
             elif messages:
-                self._drop_unkept(connection, messages)
+                self._arrivals.drop_unkept(connection, messages)
         self._polled_ns = self._now_ns()
-
-    def _offer(self, connection: Connection, messages: list[Message]) -> None:
-        """Put messages in line, those of one topic together: order matters within a stream, and to the broker."""
-        acks, find = connection.acks, connection.routes.find
-        acks.arrived(messages)
-        by_topic: dict[str, list[Message]] = {}
-        for message in messages:
-            if message.topic in by_topic:
-                by_topic[message.topic].append(message)
-            else:
-                by_topic[message.topic] = [message]
-        batches: dict[str, list[Queued]] = {}
-        for topic, run in by_topic.items():
-            routes = find(topic)
-            if not routes:
-                self._reject_unrouted(connection, run)
-            for name, stream in routes:
-                acks.taken(run)
-                batches.setdefault(name, []).append(Queued(stream, run))
-        for name, batch in batches.items():
-            self._enqueue(connection, name, batch)
-        self._acknowledge(connection)
-
-    def _enqueue(self, connection: Connection, name: str, batch: list[Queued]) -> None:
-        lane, admitted = self._lanes[name], []
-        for queued in batch:
-            if lane.queue.admits(queued.stream):
-                self._ledger.received(name, queued.stream, len(queued.messages))
-                admitted.append(queued)
-                if lane.careful:
-                    lane.expect(queued.messages)
-            else:
-                self._refuse(connection, lane, queued.messages)
-        for stream, gave_way in lane.queue.offer(admitted):
-            self._ledger.dropped(name, stream, "queue_full")
-            if self._journal is not None and lane.durable:
-                self._journal.dropped(name, stream, "queue_full")
-            if lane.careful:
-                lane.seen_off(gave_way)
-            self._let_go(connection, [gave_way], durable=lane.durable)
-
-    def _let_go(self, connection: Connection, messages: list[Message], *, durable: bool) -> None:
-        """A pipeline is done with messages that had no turn; acknowledged when that is written down, where it is."""
-        if durable and self._journal is not None:
-            if not (self._uncommitted or self._given_up):
-                self._waits_since_ns = self._now_ns()
-            self._given_up.append((connection, messages))
-        else:
-            connection.acks.settled(messages)
-
-    def _refuse(self, connection: Connection, lane: Lane, messages: list[Message]) -> None:
-        for message in messages:
-            detail = "max_streams other streams were seen before it"
-            self._reject(lane.pipeline.name, message, "too_many_streams", detail, durable=lane.durable)
-        self._let_go(connection, messages, durable=lane.durable)
-
-    def _drop_unkept(self, connection: Connection, messages: list[Message]) -> None:
-        """Count messages of QoS 0, which no broker keeps for us."""
-        for message in messages:
-            for name, stream in connection.routes.find(message.topic) if message.qos == 0 else ():
-                if self._lanes[name].queue.admits(stream):
-                    self._ledger.received(name, stream)
-                    self._ledger.dropped(name, stream, "shutdown")
-                    if self._journal is not None and self._lanes[name].durable:
-                        self._journal.dropped(name, stream, "shutdown")
-
-    def _reject_unrouted(self, connection: Connection, messages: list[Message]) -> None:
-        for message in messages:
-            if INVALID_TOPIC in message.topic:
-                shown = msgspec.structs.replace(message, topic=message.topic.replace(INVALID_TOPIC, ""))
-                self._reject(NO_PIPELINE, shown, "topic_not_utf8", "the topic is not UTF-8", durable=True)
-            else:
-                self._reject(NO_PIPELINE, message, "unknown_topic", "no pipeline takes this topic", durable=True)
-        connection.acks.taken(messages)
-        self._let_go(connection, messages, durable=True)
-
-    def _reject(self, pipeline: str, message: Message, reason: str, detail: str, *, durable: bool) -> None:
-        """Dead-letter a message that has no stream."""
-        self._ledger.received(pipeline, NO_STREAM)
-        self._ledger.dead_lettered(pipeline, NO_STREAM)
-        if durable and self._journal is not None:
-            self._journal.dead_lettered(pipeline, NO_STREAM)
-        for outgoing in self._letters(pipeline, [DeadLetter(NO_STREAM, reason, detail, message)]):
-            self.publish(outgoing)
 
     # Turns.
 
@@ -256,6 +174,8 @@ class Loop:
         lane.seen_off(message)
         if message.dup and not journal.examine(name, message):
             letter = DeadLetter(runs[0].stream, POISON, "the process has ended in its turn, time and again", message)
+            log.error("poison", extra={"pipeline": name, "stream": runs[0].stream, "topic": message.topic})
+            self.on_poison(name, letter)
             self._keep(lane, Turn(name, runs, self._now_ns(), dead_letters=[letter]), journal)
         else:
             if message.dup:
@@ -293,8 +213,6 @@ class Loop:
         if lane.suspect is not None:
             journal.survived(lane.pipeline.name, lane.suspect)
             lane.suspect = None
-        if not (self._uncommitted or self._given_up):
-            self._waits_since_ns = self._now_ns()
         self._uncommitted.append(_Ended(lane, turn, self._batches(turn, durable=True)))
 
     def _batches(self, turn: Turn, *, durable: bool) -> list[_Batch]:
@@ -314,19 +232,22 @@ class Loop:
 
     def _commit_due(self, *, hurry: bool) -> bool:
         """Whether turns have waited long enough, or deletions as long as they may."""
-        if self._uncommitted or self._given_up:
+        now_ns = self._now_ns()
+        if self._uncommitted or self._arrivals.given_up:
+            self._waits_since_ns = self._waits_since_ns or now_ns
             hurry = hurry or len(self._uncommitted) >= MOST_UNCOMMITTED
-            return hurry or self._now_ns() - self._waits_since_ns >= self._commit_wait_ns
-        late = self._now_ns() - self._written_down_ns >= DELETE_WITHIN_NS
+            return hurry or now_ns - self._waits_since_ns >= self._commit_wait_ns
+        late = now_ns - self._written_down_ns >= DELETE_WITHIN_NS
         return (late or hurry) and self._journal is not None and self._journal.dirty
 
     def _commit(self, journal: Journal) -> None:
         """One transaction for every turn that has ended; only then their acknowledgements, and their results."""
         self.confirm()
         ended, self._uncommitted = self._uncommitted, []
-        given_up, self._given_up = self._given_up, []
+        given_up, self._arrivals.given_up = self._arrivals.given_up, []
         journal.commit(sync=any(one.lane.sync for one in ended))
         now_ns = self._written_down_ns = self._now_ns()
+        self._waits_since_ns = 0
         for lane, turn, _ in ended:
             turn.committed_ns = now_ns
             if turn.results:
@@ -386,22 +307,30 @@ class Loop:
         found = [self._publications.dead_letter(pipeline, letter, now_ns=now_ns) for letter in letters]
         return [msgspec.structs.replace(one, qos=qos) if qos else one for one in found if one is not None]
 
+    def _publish_letter(self, pipeline: str, letter: DeadLetter) -> None:
+        for outgoing in self._letters(pipeline, [letter]):
+            self.publish(outgoing)
+
     def _dead_letter_result(self, pipeline: str, stream: str, refused: Outgoing, reason: str) -> None:
         message = Message(refused.topic, refused.payload, self._now_ns())
-        for outgoing in self._letters(pipeline, [DeadLetter(stream, "result_refused", reason, message)]):
-            self.publish(outgoing)
+        self._publish_letter(pipeline, DeadLetter(stream, REFUSED, reason, message))
 
     def _may_begin(self, lane: Lane) -> bool:
         most = 1 if lane.careful else TURNS_IN_FLIGHT
         return len(lane.queue) > 0 and len(lane.in_flight) < most and self.outbox.has_room(durable=lane.durable)
 
     def _busy(self) -> bool:
-        if self.outbox.unsafe or self._uncommitted or (self._journal is not None and self._journal.dirty):
+        journal = self._journal
+        unwritten = journal is not None and journal.dirty and not journal.store.problem
+        if self.outbox.unsafe or self._uncommitted or unwritten:
             return True
         return any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
 
     def _idle_s(self, timeout_s: float) -> float:
-        if not (self._uncommitted or self._given_up):
+        if not self._waits_since_ns:
             return timeout_s
         due_ns = self._waits_since_ns + self._commit_wait_ns
         return min(timeout_s, max(0, due_ns - self._now_ns()) / 1e9)
+
+
+def _nothing(_pipeline: str, _letter: DeadLetter) -> None: ...

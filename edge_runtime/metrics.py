@@ -11,6 +11,7 @@ import msgspec
 from edge_runtime.delivery.ledger import Account, LedgerView
 from edge_runtime.device.heat import Heat
 from edge_runtime.device.memory import rss_mb
+from edge_runtime.device.wear import Wear
 from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed
 from edge_runtime.mqtt.transport import Counters
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MOST_LISTED = 10
 NS_PER_MS, NS_PER_S = 1e6, 1e9
+
+
+def _none() -> None: ...
 
 
 class PipelineMetrics(msgspec.Struct, frozen=True):
@@ -50,13 +54,26 @@ class ConnectionMetrics(Counters, kw_only=True):
     connected: bool
 
 
+class StoreMetrics(msgspec.Struct, frozen=True):
+    """The store. problem: why it is not written, "" while it is. kept: results and the like that wait, and their bytes.
+
+    replayed: sent from the backlog since the start. quarantined: where an unsound store was moved to, or "".
+    """
+
+    problem: str
+    kept: int
+    kept_mb: float
+    replayed: int
+    quarantined: str
+
+
 class Metrics(msgspec.Struct, frozen=True):
     """The document.
 
     at: Unix seconds. interval_s: what rates, `recent` and cpu_cores cover: since the document before, or the start.
     every_s: node.metrics_interval_s. latency, recent: per pipeline and stage, since the start and over the interval.
-    cpu_cores: CPU time of the process over the interval, 1.0 is one core. temperature_c, throttled (by what): None when
-    unknown.
+    cpu_cores: CPU time of the process over the interval, 1.0 is one core. temperature_c, throttled (by what), wear
+    (what is written to the storage): None when unknown. store: None when all delivery is `memory`.
     """
 
     v: int
@@ -76,6 +93,8 @@ class Metrics(msgspec.Struct, frozen=True):
     rss_mb: float
     temperature_c: float | None
     throttled: tuple[str, ...] | None
+    store: StoreMetrics | None = None
+    wear: Wear | None = None
 
 
 class Meter:
@@ -91,9 +110,11 @@ class Meter:
         boot_id: str,
         every_s: float,
         started_ns: int,
+        store: Callable[[], StoreMetrics | None] = _none,
         cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
         """recorders: of the pipelines that are timed. models: "name@version" by pipeline. cpu_ns: of the process."""
+        self._store = store
         self._lanes, self._connections, self._recorders, self._models = lanes, connections, recorders, models
         self._boot_id, self._every_s = boot_id, every_s
         self._started_ns = self._last_ns = started_ns
@@ -101,7 +122,15 @@ class Meter:
         self._counted: dict[str, Account] = {}
 
     def document(
-        self, view: LedgerView, problems: Sequence[str], heat: Heat, *, publish_refusals: int, now_ns: int, unix_ns: int
+        self,
+        view: LedgerView,
+        problems: Sequence[str],
+        heat: Heat,
+        *,
+        wear: Wear | None = None,
+        publish_refusals: int,
+        now_ns: int,
+        unix_ns: int,
     ) -> Metrics:
         """What is to be said now; the next interval begins. view: at most MOST_LISTED of its imbalances are told."""
         interval_s = max(now_ns - self._last_ns, 1) / NS_PER_S
@@ -126,6 +155,8 @@ class Meter:
             rss_mb=round(rss_mb(), 1),
             temperature_c=heat.temperature_c,
             throttled=heat.throttled,
+            store=self._store(),
+            wear=wear,
         )
         self._last_ns, self._last_cpu_ns, self._counted = now_ns, cpu_ns, accounts
         return document
@@ -158,13 +189,19 @@ def _connection(connection: Connection) -> ConnectionMetrics:
 
 
 def problems(
-    view: LedgerView, connections: Iterable[Connection], recorders: Iterable[StageRecorder], latency_log: str
+    view: LedgerView,
+    connections: Iterable[Connection],
+    recorders: Iterable[StageRecorder],
+    latency_log: str,
+    *others: str,
 ) -> list[str]:
-    """Sentences on what is wrong, none while all is well. latency_log: its problem, or ""."""
+    """Sentences on what is wrong, none while all is well. latency_log, others: a problem each, or ""."""
     found = [str(imbalance) for imbalance in view.imbalances[:MOST_LISTED]]
     more = len(view.imbalances) - len(found)
     found += [f"{more:,} more counts that do not add up"] if more else []
-    found += [problem for problem in (latency_log, *(recorder.problem for recorder in recorders)) if problem]
+    said = latency_log, *others, *(recorder.problem for recorder in recorders)
+    found += [problem for problem in said if problem]
     for connection in connections:
         found += [f"{name}: {why}" for name, why in connection.client.refused_filters.items()]
+        found += [connection.client.problem] if connection.client.problem else []
     return found

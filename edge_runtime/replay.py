@@ -267,7 +267,7 @@ class _Tape:
 
     kind: Kind = "callbacks"
     connected = subscribed = True
-    more = False
+    more = held = False
     reason = problem = ""
 
     def __init__(

@@ -9,8 +9,13 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from edge_runtime.loop import Loop
+    from edge_runtime.model.session import Session
+    from edge_runtime.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +26,7 @@ LAST_WORDS_S = 2.0
 LOOKS = 4
 LONGEST_RUNS = 4
 """A model's longest run may take so many times what was expected of it."""
+LOOP, MODEL = "the loop", "the model"
 
 Sign = Callable[[], object]
 """What a part shows of its work: another value whenever it has moved, None while it has nothing to do."""
@@ -81,6 +87,19 @@ def _stacks() -> dict[str, str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()  # noqa: SLF001  documented, its name notwithstanding
     return {names.get(ident, str(ident)): "".join(traceback.format_stack(frame)) for ident, frame in frames.items()}
+
+
+def signs_of_work(loop: Loop, worker: Worker | None, sessions: Collection[Session]) -> dict[str, Sign]:
+    """Of the loop, and of the model on the worker; a turn may hold many runs, each of which is a move."""
+
+    def runs() -> int:
+        return sum(session.runs for session in sessions)
+
+    def predicting() -> object:
+        since_ns = worker and worker.busy_since_ns()
+        return None if since_ns is None else (since_ns, runs())
+
+    return {LOOP: lambda: (loop.rounds, runs()), MODEL: predicting}
 
 
 class Watch:

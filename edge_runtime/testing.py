@@ -53,7 +53,7 @@ class MemoryClient:
     def __init__(self) -> None:
         self.counters = Counters()
         self.refused_filters: dict[str, str] = {}
-        self.more = False
+        self.more = self.held = False
         self.connected = True
         self.subscribed = True
         self.reason = ""

@@ -145,12 +145,23 @@ def test_nothing_gives_way_in_a_queue_that_blocks() -> None:
     subject = queue(when_full="block", max=2, max_bytes=1)
     offered = [queued(stream, n) for n in range(10) for stream in "ab"]
 
+    assert not subject.full
     assert [given for one in offered for given in subject.offer([one])] == []
+    assert subject.full
     taken = subject.take(5)
     assert sum(len(run.messages) for run in taken) == 5
     subject.put_back(taken[:1])
     assert subject.offer([queued("a", 10)]) == []
     assert sum(len(run.messages) for run in subject.take(100)) == len(offered) + 1 - len(taken[1].messages)
+    assert not subject.full
+
+
+def test_only_a_queue_that_blocks_is_ever_full() -> None:
+    subject = queue(max=2)
+    for n in range(9):
+        subject.offer([queued("a", n), queued("b", n)])
+
+    assert (len(subject), subject.full) == (4, False)
 
 
 @given(

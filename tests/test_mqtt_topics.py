@@ -147,11 +147,12 @@ def test_a_pipeline_that_blocks_has_a_connection_of_its_own_even_for_an_equal_fi
     ]
 
 
-def test_the_first_connection_keeps_the_plain_client_id_when_all_pipelines_block() -> None:
+def test_when_all_pipelines_block_the_first_connection_only_publishes() -> None:
     plan = plan_pipelines({"p": ("a", 1), "q": ("a", 1)}, blocking={"p": 5, "q": 6})
 
     assert [(one.suffix, one.pipelines, one.receive_maximum) for one in plan] == [
-        ("", ("p",), 5),
+        ("", (), None),
+        ("-block-p", ("p",), 5),
         ("-block-q", ("q",), 6),
     ]
 
@@ -168,12 +169,13 @@ def test_every_pipeline_is_served_by_one_connection_that_subscribes_its_filter_a
 
     assert sorted(name for one in plan for name in one.pipelines) == sorted(wanted)
     assert len({one.suffix for one in plan}) == len(plan)
-    assert plan[0].suffix == ""
+    assert (plan[0].suffix, plan[0].receive_maximum) == ("", None)
     for one in plan:
         assert {wanted[name][0] for name in one.pipelines} == {topic_filter for topic_filter, _ in one.subscriptions}
         assert all(dict(one.subscriptions)[wanted[name][0]] >= wanted[name][1] for name in one.pipelines)
-        blocks = any(name in blocking for name in one.pipelines)
-        assert (one.receive_maximum, len(one.pipelines)) == (9, 1) if blocks else one.receive_maximum is None
+        blocks = one.receive_maximum is not None
+        assert blocks == any(name in blocking for name in one.pipelines)
+        assert not blocks or (one.receive_maximum, len(one.pipelines)) == (9, 1)
 
 
 def test_routes_name_every_pipeline_and_its_stream() -> None:

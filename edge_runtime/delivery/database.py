@@ -24,6 +24,7 @@ SCHEMA = "CREATE TABLE records (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, b
 CHECKSUM_BYTES = 4
 HEADER_BYTES = 100
 FILE_FORMATS = (b"\x01\x01", b"\x02\x02")
+SCHEMA_FORMATS = (b"\x00\x00\x00\x00", b"\x00\x00\x00\x04")
 SUFFIXES = ("-wal", "-shm", "-journal", "")
 LOCK_WAIT_S = 1.0
 MIB = 1024 * 1024
@@ -64,7 +65,7 @@ def unsealed(kind: object, stored: object) -> bytes:
 
 
 def check_header(path: Path) -> None:
-    """Look at what SQLite does not report: it deletes a log without a database, and takes some flips for read-only.
+    """Look at what SQLite does not report: it deletes a log without a database, and takes some flips for a refusal.
 
     Not while this process has the file open, as closing it here gives up SQLite's lock. Raises OSError; DatabaseError
     when the file is damaged.
@@ -76,12 +77,15 @@ def check_header(path: Path) -> None:
             header = file.read(HEADER_BYTES)
     if not header and log.exists() and log.stat().st_size:
         raise sqlite3.DatabaseError("there is a log and no database")
-    if header and header[18:20] not in FILE_FORMATS:
+    if header and (header[18:20] not in FILE_FORMATS or header[44:48] not in SCHEMA_FORMATS):
         raise sqlite3.DatabaseError("the header of the file is damaged")
 
 
 def connected(path: Path, connect: Connect) -> sqlite3.Connection:
-    """A connection to the file, which is made, with its folder, where there is none. Raises OSError, OperationalError."""
+    """A connection to the file, which is made, with its folder, where there is none.
+
+    Raises OSError or OperationalError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     return connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
 

@@ -54,7 +54,9 @@ class Basis(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Stream(msgspec.Struct, array_like=True):
-    """The small states of one stream. carried: windows, and (dtype, shape, bytes) of each array. shown: its alarm."""
+    """The small states of one stream. carried: windows, and (dtype, shape, bytes) of each array. shown: its alarm.
+    holes: messages given up in line since the last turn that was told of such.
+    """
 
     pipeline: str
     stream: str
@@ -66,6 +68,7 @@ class _Stream(msgspec.Struct, array_like=True):
     dropped_at_gap: bool = False
     carried: tuple[int, list[tuple[str, tuple[int, ...], bytes]]] | None = None
     shown: StateChange | None = None
+    holes: int = 0
 
 
 class _Place(NamedTuple):
@@ -167,6 +170,9 @@ class Journal:
         for queued in turn.messages:
             settled.received(pipeline, queued.stream, len(queued.messages))
             self._counted.add((pipeline, queued.stream))
+            if queued.given_up:
+                state = self._touch(pipeline, queued.stream)
+                state.holes = max(0, state.holes - queued.given_up)
         for stream, n in tally([window.stream for window in turn.windows]).items():
             settled.windows_completed(pipeline, stream, n)
         settled.settle(turn)
@@ -176,6 +182,7 @@ class Journal:
         self.settled.received(pipeline, stream, n)
         self.settled.dropped(pipeline, stream, reason, n)
         self._counted.add((pipeline, stream))
+        self._touch(pipeline, stream).holes += n
 
     def dead_lettered(self, pipeline: str, stream: str, n: int = 1) -> None:
         """Messages were rejected outside of a turn."""
@@ -262,6 +269,8 @@ class Journal:
                 continue
             one.mark, one.alarm, one.segment, one.told = state.mark, state.alarm, state.segment, state.told
             one.dropped_at_gap, one.carried = state.dropped_at_gap, _carried_of(state.carried)
+            if state.holes:
+                one.mark = msgspec.structs.replace(one.mark, given_up=one.mark.given_up + state.holes)
             one.kept = [kept for kept in one.kept if kept.resets == state.mark.window.resets]
             found.setdefault(state.basis, {})[stream] = one
         return found

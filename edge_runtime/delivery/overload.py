@@ -18,8 +18,8 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: messages per stream. max_bytes: payloads of the whole pipeline. drop_oldest: of the stream whose message
     finds no room, the one that waited longest. latest_only: everything older than its newest. block: nothing; the
     pipeline has a connection of its own, on which the broker sends no more than max messages, of all streams, before
-    some are acknowledged (MQTT 5; on 3.1.1 as many as it will). max_bytes is no bound then: it is max messages of
-    mqtt.maximum_packet_bytes each.
+    some are acknowledged (MQTT 5), or that is not read beyond them (3.1.1). max_bytes is no bound then: that is max
+    messages of mqtt.maximum_packet_bytes each.
     max_age_s: a message older than this when its turn comes is dropped undecoded; 0 = never.
     """
 
@@ -44,8 +44,8 @@ class _Waiting:
 
 
 class InputQueue:
-    """The waiting messages of one pipeline, a bounded queue per stream, served in turn; one that blocks is bounded by
-    what the broker sends.
+    """The waiting messages of one pipeline, a bounded queue per stream, served in turn; one that blocks takes whatever
+    it is given, and tells when that is enough.
 
     As long as no bound can be met they lie in one list, in order of arrival; they are dealt out to their streams only
     when some must give way or wait for others.
@@ -54,8 +54,9 @@ class InputQueue:
     def __init__(self, settings: QueueSettings, *, max_streams: int) -> None:
         self._max = 1 if settings.when_full == "latest_only" else settings.max
         self._max_bytes = settings.max_bytes
+        self._blocks_at = sys.maxsize
         if settings.blocks:
-            self._max = self._max_bytes = sys.maxsize
+            self._max, self._max_bytes, self._blocks_at = sys.maxsize, sys.maxsize, settings.max
         self._max_streams = max_streams
         self._arrived: list[Queued] = []
         self._streams: dict[str, _Waiting] = {}
@@ -67,6 +68,11 @@ class InputQueue:
     def __len__(self) -> int:
         """Messages that wait."""
         return self._count
+
+    @property
+    def full(self) -> bool:
+        """Whether it blocks and has no room: nothing more should be read from the broker."""
+        return self._count >= self._blocks_at
 
     def depths(self) -> Mapping[str, int]:
         """Waiting messages per stream."""

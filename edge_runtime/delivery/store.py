@@ -257,9 +257,10 @@ class Store:
         if not self._corrupt and not isinstance(error, sqlite3.OperationalError | OSError):
             raise error
         self._tried_below = self._next_id
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
         if not self.problem:
-            log.error("store_degraded", extra={"path": str(self._path), "error": str(error)})
-        self.problem = _problem(error, corrupt=self._corrupt)
+            log.error("store_degraded", extra={"path": str(self._path), "error": text})
+        self.problem = _problem(text, corrupt=self._corrupt)
         if self._failures or not self._rolled_back():
             self.close()
         self._retry_ns = self._now_ns() + min(RETRY_MIN_NS << min(self._failures, 10), RETRY_MAX_NS)
@@ -275,7 +276,7 @@ class Store:
         return True
 
 
-def _problem(error: Exception, *, corrupt: bool) -> str:
+def _problem(error: str, *, corrupt: bool) -> str:
     if corrupt:
         return f"the store is corrupt: {error}; delivery as with `memory` until a restart, which moves it aside"
     return f"the store cannot be written: {error}; delivery as with `memory`"

@@ -176,6 +176,11 @@ class Session:
         self.golden_error = self._check_golden(bundle)
         self.infer_ns = self._measure(bundle.golden.inputs[:1], now_ns)
 
+    @property
+    def longest_run_s(self) -> float:
+        """What the largest batch should take at most, by the time of one window at warm-up."""
+        return self.infer_ns * self._largest_batch / 1e9
+
     def predict(self, inputs: Floats) -> Floats:
         """Scores of a batch.
 

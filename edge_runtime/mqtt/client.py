@@ -62,7 +62,7 @@ class MqttClient:
     ) -> None:
         """make_client says what they are. Raises ValueError for a subscription at QoS 2."""
         self.kind = traffic.kind
-        self.counters = counters
+        self.counters, self.held = counters, False
         self.limits: wire.Limits | None = None
         self._settings = settings
         self._subscribing = Subscribing(subscriptions, settings, self.counters, retained=retained)
@@ -73,7 +73,7 @@ class MqttClient:
         self._phase: Phase = "new"
         self._reason = "not started"
         self._due_ns = NEVER_NS
-        self._epoch = 0
+        self._read_due_ns = self._epoch = 0
         self._welcome: ConnectFlags | None = None
 
     @property
@@ -156,6 +156,7 @@ class MqttClient:
 
     def stop(self, timeout_s: float) -> None:
         deadline_ns = self._now_ns() + round(timeout_s * 1e9)
+        self.held = False
         self._link.abandon()
         if self._phase in LINKED:
             if self._say_stopped((self._now_ns() + deadline_ns) // 2):
@@ -254,7 +255,7 @@ class MqttClient:
         if traffic.wants_write():
             traffic.write()
         now_ns = self._now_ns()
-        messages = traffic.read(now_ns)
+        messages = traffic.read(now_ns) if not self.held or self._may_sip(now_ns) else []
         if self._welcome is not None:
             flags, self._welcome = self._welcome, None
             self._greet(flags.session_present, now_ns)
@@ -266,6 +267,13 @@ class MqttClient:
         elif self._queue.waits and self._phase == "connected":
             traffic.pump()
         return messages
+
+    def _may_sip(self, now_ns: int) -> bool:
+        """Whether to read although the broker is to hold back: until it has answered us, and twice a keep-alive."""
+        if self.subscribed and now_ns < self._read_due_ns:
+            return False
+        self._read_due_ns = now_ns + self._settings.keepalive_s * 500_000_000
+        return True
 
     def _do_what_is_due(self, now_ns: int) -> None:
         if self._phase == "handshake":

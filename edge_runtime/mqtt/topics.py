@@ -176,20 +176,18 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 def plan_pipelines(wanted: Mapping[str, Subscription], *, blocking: Mapping[str, int]) -> list[Planned]:
-    """The connections of pipelines, by name; at least one pipeline. Those that may share come first.
+    """The connections of pipelines, by name; the first one publishes, so it never blocks, though it may serve none.
 
     blocking: a connection of its own for each of these, as withholding acknowledgements stops all that comes on it;
     with the number of messages that may be unacknowledged.
     """
     shared = {name: subscription for name, subscription in wanted.items() if name not in blocking}
     planned: list[Planned] = []
-    for number, subscriptions in enumerate(plan_connections(shared.values()), 1):
+    for number, subscriptions in enumerate(plan_connections(shared.values()) or [[]], 1):
         filters = {topic_filter for topic_filter, _ in subscriptions}
         served = tuple(name for name, (topic_filter, _) in shared.items() if topic_filter in filters)
         planned.append(Planned("" if number == 1 else f"-{number}", tuple(subscriptions), served))
-    for name, most in blocking.items():
-        planned.append(Planned(f"-block-{name}" if planned else "", (wanted[name],), (name,), most))
-    return planned
+    return planned + [Planned(f"-block-{name}", (wanted[name],), (name,), most) for name, most in blocking.items()]
 
 
 class Routes:

@@ -66,10 +66,13 @@ class Client(Protocol):
     """One connection, driven by the one network thread; every method is called from it and none of them blocks long.
 
     A connection that breaks is taken up again by poll, under a back-off with jitter.
+    held: set it to leave what comes with the kernel, and so, when that is full, with the broker; now and then a little
+    is read all the same, by which the end of the line is noticed.
     """
 
     kind: Kind
     counters: Counters
+    held: bool
 
     @property
     def refused_filters(self) -> dict[str, str]:
@@ -155,11 +158,12 @@ class Waiter:
         """Until one of them has something to read, or room for what it has to write, or time is up."""
         wanted = self._also.copy()
         for client in self._clients:
-            if client.more:
+            if client.more and not client.held:
                 return
             fileno = client.fileno()
             if fileno >= 0:
-                wanted[fileno] = select.POLLIN | select.POLLOUT if client.wants_write() else select.POLLIN
+                reading = select.POLLIN if not (client.held and client.subscribed) else 0
+                wanted[fileno] = reading | select.POLLOUT if client.wants_write() else reading
             if not client.connected:
                 timeout_s = min(timeout_s, RECONNECT_POLL_S)
         if wanted != self._told:

@@ -222,7 +222,8 @@ class Windower:
         times_ns = [at_ns + unix_offset_ns for at_ns in received_ns] if sensor_ns is None else sensor_ns
         self._buffer[filled:end] = burst.rows.values
         self._filled, self._usual_n = end, 1
-        self._end_ns = self._end_of(received_ns[-1], None if sensor_ns is None else sensor_ns[-1], 1)
+        if self._rate_hz and burst.rows.seqs is None:
+            self._end_ns = self._end_of(received_ns[-1], None if sensor_ns is None else sensor_ns[-1], 1)
         if not self._origins:
             self._origins.append((position, numbers[0], times_ns[0], by_receipt))
         windows: list[Window] = []
@@ -359,12 +360,13 @@ class Windower:
     def _missing_before(self, samples: Samples, sighting: Sighting) -> int:
         """Samples that never came between the last message and this one."""
         n = len(samples.values)
-        previous, self._end_ns = self._end_ns, self._end_of(samples.received_ns, samples.sensor_unix_ns, n)
         if sighting.restarted:
             return self._length
-        if samples.seq is not None or sighting.lost:
-            return sighting.lost * (self._usual_n or n)
-        return self._pause(previous, self._end_ns, n)
+        lost = sighting.lost * (self._usual_n or n)
+        if samples.seq is not None or self._rate_hz is None:
+            return lost
+        previous, self._end_ns = self._end_ns, self._end_of(samples.received_ns, samples.sensor_unix_ns, n)
+        return lost or self._pause(previous, self._end_ns, n)
 
     def _pause(self, previous: tuple[int, bool] | None, now: tuple[int, bool], n: int) -> int:
         """Samples that n samples up to now come too late for, by the time of those before them."""

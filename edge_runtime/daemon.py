@@ -5,18 +5,17 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import platform
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-import edge_runtime
+from edge_runtime.about import about
 from edge_runtime.config import Config, PipelineSettings
 from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import Ledger, LedgerView
 from edge_runtime.delivery.overload import InputQueue
+from edge_runtime.device import systemd
 from edge_runtime.device.clock import kernel_clock
 from edge_runtime.device.heat import heat
 from edge_runtime.device.memory import rss_mb
@@ -24,9 +23,9 @@ from edge_runtime.device.wear import WearMeter, over_budget
 from edge_runtime.events import NodeEvents
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.loop import Loop
-from edge_runtime.metrics import Meter, StoreMetrics, problems
+from edge_runtime.metrics import Meter, StoreMetrics, problems, store_metrics
 from edge_runtime.model.gate import proven
-from edge_runtime.model.session import Session, load_onnxruntime
+from edge_runtime.model.session import Session
 from edge_runtime.model.threads import choose_threads
 from edge_runtime.monitor.hdrlog import LatencyLog
 from edge_runtime.monitor.latency import Deadline, NoRecorder, StageSummary, Timed
@@ -38,8 +37,8 @@ from edge_runtime.pipelines import build_pipeline, make_recorders
 from edge_runtime.records import DeadLetter, Outgoing
 from edge_runtime.recovery import basis, open_journal, take_up
 from edge_runtime.stop import StopSignal
-from edge_runtime.stream.arrays import json_reader
 from edge_runtime.stream.pipeline import Clock
+from edge_runtime.supervisor import MODEL, Watch, signs_of_work
 from edge_runtime.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ class Summary(msgspec.Struct, frozen=True):
     """What a run came to.
 
     balanced: the ledger's equations hold. drained: all accepted work was finished. deadlines: of those that have one.
-    latency_log: "" when there is none.
+    latency_log: "" when there is none. continued: the ledger of durable pipelines counts on from earlier runs, all else
+    is of this one. store: as of the end, None without one; what is kept the next run will send.
     """
 
     uptime_s: float
@@ -66,6 +66,8 @@ class Summary(msgspec.Struct, frozen=True):
     deadlines: dict[str, Deadline]
     latency_log: str
     rss_mb: float
+    continued: bool
+    store: StoreMetrics | None
 
 
 class Daemon:
@@ -136,9 +138,9 @@ class Daemon:
             boot_id=self.boot_id,
             every_s=config.node.metrics_interval_s,
             started_ns=self._started_ns,
-            store=self._store_metrics,
+            store=lambda: store_metrics(self._journal, self.loop.outbox),
         )
-        self._wear = WearMeter(now_ns=self._started_ns)
+        self._wear = WearMeter(now_ns=self._started_ns, budget_mb_per_day=config.store.budget_mb_per_day)
         self._events = NodeEvents(
             self._publications,
             self._connections[0].client.publish,
@@ -155,11 +157,7 @@ class Daemon:
         log.info("started", extra={"node": self._config.node.id, "pipelines": list(self._config.pipelines)})
         gc.freeze()  # what the start has made stays: no collection between messages has to look at it again
         try:
-            while not stop.asked:
-                self.loop.step(IDLE_S)
-                self._do_what_is_due()
-            deadline_ns = self._clock.monotonic_ns() + int(self._config.node.drain_s * NS)
-            drained = self.loop.drain(deadline_ns)
+            deadline_ns, drained = self._serve(stop)
         finally:
             gc.unfreeze()
             self._write_latency()
@@ -172,21 +170,29 @@ class Daemon:
         log.info("stopped", extra={"drained": drained, "balanced": not view.imbalances})
         return self._summary(view, drained=drained)
 
+    def _serve(self, stop: StopSignal) -> tuple[int, bool]:
+        """Go round until asked to stop, watched; then finish what was begun: until when, and whether it was done."""
+        signs = signs_of_work(lambda: self.loop.rounds, self._worker, self.sessions.values())
+        longest_s = max(session.longest_run_s for session in self.sessions.values())
+        notifier, watch = systemd.notifier(), Watch(signs, self._config.node.watchdog_s, longest_run_s=longest_s)
+        interval_ns = systemd.watchdog_interval_ns()
+        watchdog = systemd.Watchdog(notifier, interval_ns, sign=signs[MODEL], limit_s=watch.limit_s)
+        with watch:
+            notifier.ready()
+            while not stop.asked:
+                self.loop.step(IDLE_S)
+                self._do_what_is_due()
+                watchdog.feed(self._clock.monotonic_ns())
+            notifier.stopping()
+            deadline_ns = self._clock.monotonic_ns() + int(self._config.node.drain_s * NS)
+            return deadline_ns, self.loop.drain(deadline_ns)
+
     def close(self) -> None:
         """Free what was opened for running; for a daemon that is built and never run."""
         if self._worker is not None:
             self._worker.stop()
         if self._journal is not None:
             self._journal.store.close()
-
-    def _store_metrics(self) -> StoreMetrics | None:
-        journal, outbox = self._journal, self.loop.outbox
-        if journal is None:
-            return None
-        kept_mb = round(outbox.kept_bytes / 1e6, 3)
-        return StoreMetrics(
-            journal.store.problem, outbox.kept_messages, kept_mb, outbox.replayed, journal.store.quarantined
-        )
 
     def _tell_poison(self, pipeline: str, letter: DeadLetter) -> None:
         self._events.tell("poison", {"pipeline": pipeline, "stream": letter.stream, "topic": letter.message.topic})
@@ -212,25 +218,6 @@ class Daemon:
             left_s = (deadline_ns - self._clock.monotonic_ns()) / NS
             connection.client.stop(min(GOODBYE_S, max(0.0, left_s)))
         self.loop.confirm()
-
-    def describe(self) -> dict[str, Any]:
-        """The `info` document: what runs here, and on what."""
-        ort = load_onnxruntime()
-        return {
-            "version": edge_runtime.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "onnxruntime": ort.__version__,
-            "providers": ort.get_available_providers(),
-            "json": json_reader(),
-            "pid": os.getpid(),
-            "boot_id": self.boot_id,
-            "models": {name: self._model_info(name) for name in self.sessions},
-            "pipelines": {
-                name: {"topic": settings.source.topic, "model": settings.model, "delivery": settings.delivery}
-                for name, settings in self._config.pipelines.items()
-            },
-        }
 
     def _connect(self) -> dict[str, Connection]:
         """The connection of every pipeline, by its name."""
@@ -320,7 +307,7 @@ class Daemon:
         since_unix_s = self._clock.unix_ns() / NS
         return [
             self._presence.message(self._state, since_unix_s=since_unix_s),
-            self._publications.info(self.describe()),
+            self._publications.info(about(self._config, self.sessions, self._digests, boot_id=self.boot_id)),
             *self.loop.states.all(),
         ]
 
@@ -369,7 +356,7 @@ class Daemon:
             self._recorders.values(),
             self._latency_log.problem,
             self._journal.store.problem if self._journal else "",
-            over_budget(wear, self._config.store.budget_mb_per_day),
+            over_budget(wear),
         )
         self._tell_state("degraded" if found else "online")
         every_s = self._config.node.metrics_interval_s
@@ -396,20 +383,9 @@ class Daemon:
             deadlines={name: found for name, recorder in self._recorders.items() if (found := recorder.deadline())},
             latency_log=str(self._latency_log.path) if self._recorders and self._latency_log.path.exists() else "",
             rss_mb=rss_mb(),
+            continued=self._before is not None,
+            store=store_metrics(self._journal, self.loop.outbox),
         )
-
-    def _model_info(self, name: str) -> dict[str, Any]:
-        session = self.sessions[name]
-        manifest = session.manifest
-        return {
-            "name": manifest.name,
-            "version": manifest.version,
-            "precision": manifest.precision,
-            "sha256": self._digests[name],
-            "provider": session.settings.provider,
-            "threads": session.settings.intra_op_threads,
-            "infer_ms": round(session.infer_ns / 1e6, 4),
-        }
 
 
 def _nothing() -> list[Outgoing]:

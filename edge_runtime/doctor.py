@@ -6,6 +6,7 @@ import os
 import platform
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import resources
@@ -14,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.config import Config, load
+from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.device import board, clock, machine, runtime, storage
 from edge_runtime.errors import BundleError, ConfigError, EdgeRuntimeError
-from edge_runtime.findings import Finding, fail, ok
+from edge_runtime.findings import Finding, fail, ok, warn
 from edge_runtime.model.bundle import read
 from edge_runtime.model.child import printable
 from edge_runtime.model.gate import GateReport, gate
@@ -24,9 +26,11 @@ from edge_runtime.model.manifest import Manifest
 from edge_runtime.mqtt import examine as mqtt
 from edge_runtime.mqtt.topics import parse_source
 from edge_runtime.pipelines import fitted
+from edge_runtime.recovery import STORE
 from edge_runtime.stream.arrays import json_reader
 
 DEMO_BUNDLE = "pump-vibration.edge"
+MOST_COMMITS, COMMITS_S, COMMIT_BYTES = 50, 1.0, 1000
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -55,7 +59,11 @@ def examine(path: Path | None) -> Iterator[Finding]:
     yield ok("config", f"{path}: node {config.node.id}, {len(config.models)} models, {len(config.pipelines)} pipelines")
     providers = tried.imported.providers if tried.imported else None
     yield from _models(config, path, providers)
-    yield from storage.state_folder(Path(config.node.state_dir))
+    folder = Path(config.node.state_dir)
+    state = storage.state_folder(folder)
+    yield from state
+    if state[0].status != "fail" and folder.is_dir():
+        yield from _delivery(config, folder)
     yield from _broker(config)
 
 
@@ -125,6 +133,54 @@ def _pipeline(config: Config, name: str, manifests: dict[str, Manifest]) -> Iter
     form = f"json (lists by {json_reader()})" if source.format == "json" and not source.fields else source.format
     found = f"{form} with {channels} channels, windows of {window.samples}, hop {window.hop}"
     yield ok(f"pipeline.{name}", f"{found}: fits {manifest.model_id}")
+
+
+def _delivery(config: Config, folder: Path) -> Iterator[Finding]:
+    """What an earlier run could not use, and what a commit takes on this disk, for each tier that has any."""
+    aside = sorted(path.name for path in folder.glob(f"{STORE}.*"))
+    if aside:
+        advice = "they may hold results that were never sent; delete them when nobody needs them"
+        yield warn("store", f"unsound, and moved aside in {folder}: {', '.join(aside)}", advice)
+    tiers = sorted({pipeline.delivery for pipeline in config.pipelines.values()} - {"memory"})
+    try:
+        yield from [_commit(config, tier, _commits_ms(folder, config.store, sync=tier == "full")) for tier in tiers]
+    except OSError as error:
+        yield fail("commit", f"{folder}: {error.strerror}", "free some space, or name another node.state_dir")
+
+
+def _commit(config: Config, tier: str, took_ms: list[float]) -> Finding:
+    """How long results wait for their commit, against the deadlines."""
+    if not took_ms:
+        return fail("commit", f"{tier}: nothing can be committed in node.state_dir", "see state_dir and disk")
+    median_ms, wait_ms = took_ms[len(took_ms) // 2], config.store.wait_ms
+    found = f"{tier}: {median_ms:.2g} ms a commit here, the longest of {len(took_ms)} {took_ms[-1]:.2g} ms"
+    found += f"; after store.commit_wait_ms = {wait_ms:g}" if wait_ms else ""
+    late = [
+        f"pipelines.{name}.deadline_ms = {pipeline.deadline_ms:g}"
+        for name, pipeline in config.pipelines.items()
+        if pipeline.delivery == tier and 0 < pipeline.deadline_ms < median_ms + wait_ms
+    ]
+    if late:
+        advice = "a result leaves after its commit: choose a shorter wait, a lower tier, or a later deadline"
+        return warn("commit", f"{found}: too late for {', '.join(late)}", advice)
+    return ok("commit", found)
+
+
+def _commits_ms(folder: Path, settings: StoreSettings, *, sync: bool) -> list[float]:
+    """How long commits of one small turn take, ascending, in a store of doctor's own. Raises OSError."""
+    took_ms: list[float] = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-") as own:
+        store = Store(Path(own) / STORE, settings)
+        store.load()
+        deadline_s = time.perf_counter() + COMMITS_S
+        while len(took_ms) < MOST_COMMITS and time.perf_counter() < deadline_s:
+            store.put(0, bytes(COMMIT_BYTES))
+            start_s = time.perf_counter()
+            if not store.commit(sync=sync):
+                break
+            took_ms.append((time.perf_counter() - start_s) * 1e3)
+        store.close()
+    return sorted(took_ms)
 
 
 def _broker(config: Config) -> Iterator[Finding]:

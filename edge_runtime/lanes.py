@@ -51,6 +51,11 @@ class Lane:
         self.suspect: Message | None = None
         self._redelivered, self._fresh = 0, False
 
+    @property
+    def delivery(self) -> str:
+        """Its tier, as in the configuration."""
+        return "memory" if not self.durable else "full" if self.sync else "normal"
+
     def expect(self, messages: Iterable[Message]) -> None:
         """Of a careful lane: messages were put in line. A broker sends again first, in order, then what is new."""
         for message in messages:

@@ -94,7 +94,7 @@ class Loop:
         self._arrivals = Arrivals(self._lanes, ledger=ledger, journal=journal, tell=self._publish_letter)
         self._ended: list[_Ended] = []
         self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
-        self.publish_refusals = 0
+        self.publish_refusals = self.rounds = 0
         self.on_poison: Callable[[str, DeadLetter], None] = _nothing
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
@@ -102,6 +102,7 @@ class Loop:
 
         accepting: take new messages; otherwise those of QoS 1 stay, unacknowledged, with the broker.
         """
+        self.rounds += 1
         if not any(map(self._may_begin, self._lanes.values())):
             self._wait(self._idle_s(timeout_s))
         self._poll(accepting=accepting)

@@ -16,11 +16,13 @@ from edge_runtime.monitor.latency import StageRecorder, StageSummary, Timed
 from edge_runtime.mqtt.transport import Counters
 
 if TYPE_CHECKING:
+    from edge_runtime.delivery.journal import Journal
+    from edge_runtime.delivery.outbox import Outbox
     from edge_runtime.lanes import Connection, Lane
 
 SCHEMA = 1
 MOST_LISTED = 10
-NS_PER_MS, NS_PER_S = 1e6, 1e9
+NS_PER_MS, NS_PER_S, BYTES_PER_MB = 1e6, 1e9, 1e6
 
 
 def _none() -> None: ...
@@ -29,14 +31,15 @@ def _none() -> None: ...
 class PipelineMetrics(msgspec.Struct, frozen=True):
     """One pipeline at this moment.
 
-    execution: inline in the network thread, or on the worker. messages_per_s, results_per_s: received and made, over
-    the interval. queue_depth: messages waiting for a turn. oldest_ms: since the one that waits longest was received.
-    turns_in_flight: on the worker. deadline_ms: 0 for none. deadline_misses: results written later, since the start;
-    recent_misses: over the interval.
+    execution: inline in the network thread, or on the worker. delivery: its tier. messages_per_s, results_per_s:
+    received and made, over the interval. queue_depth: messages waiting for a turn. oldest_ms: since the one that waits
+    longest was received. turns_in_flight: on the worker. deadline_ms: 0 for none. deadline_misses: results written
+    later, since the start; recent_misses: over the interval.
     """
 
     model: str
     execution: str
+    delivery: str
     messages_per_s: float
     results_per_s: float
     queue_depth: int
@@ -65,6 +68,14 @@ class StoreMetrics(msgspec.Struct, frozen=True):
     kept_mb: float
     replayed: int
     quarantined: str
+
+
+def store_metrics(journal: Journal | None, outbox: Outbox) -> StoreMetrics | None:
+    """None without a store."""
+    if journal is None:
+        return None
+    store, kept_mb = journal.store, round(outbox.kept_bytes / BYTES_PER_MB, 3)
+    return StoreMetrics(store.problem, outbox.kept_messages, kept_mb, outbox.replayed, store.quarantined)
 
 
 class Metrics(msgspec.Struct, frozen=True):
@@ -168,6 +179,7 @@ class Meter:
         return PipelineMetrics(
             model=self._models[name],
             execution="inline" if lane.inline else "worker",
+            delivery=lane.delivery,
             messages_per_s=round((now.received - before.received) / interval_s, 3),
             results_per_s=round((now.results - before.results) / interval_s, 3),
             queue_depth=len(lane.queue),

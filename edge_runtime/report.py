@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # so that a command loads only what it reports on
     from edge_runtime.daemon import Summary
     from edge_runtime.findings import Finding
     from edge_runtime.init import Written
+    from edge_runtime.metrics import StoreMetrics
     from edge_runtime.model.bench import Advice, BenchReport
     from edge_runtime.model.bundle import Bundle
     from edge_runtime.model.gate import GateReport
@@ -42,6 +43,8 @@ SLOWEST_COLUMNS = (
 def summary(found: Summary) -> str:
     """Ledger, percentiles per stage, how deadlines were kept, and where the latency log lies."""
     parts = [render(found.ledger)]
+    if found.continued:
+        parts.append("counts of delivery `normal` and `full` go on from earlier runs; all below is of this one")
     for pipeline, stages in found.latency.items():
         if not stages:
             continue
@@ -51,9 +54,20 @@ def summary(found: Summary) -> str:
         parts.append(f"{pipeline}: {kept.misses:,} of {kept.results:,} results later than {kept.deadline_ms:g} ms")
     parts += ["", f"latency log: {found.latency_log or 'none, nothing was recorded'}"]
     parts.append(f"ran {found.uptime_s:.1f} s, memory {found.rss_mb:.0f} MB")
+    parts += _store(found.store) if found.store else []
     if not found.drained:
         parts.append("stopped before everything accepted was finished; the broker keeps what was not acknowledged")
     return "\n".join(parts)
+
+
+def _store(found: StoreMetrics) -> Iterator[str]:
+    """What the next start has to know."""
+    if found.kept:
+        yield f"kept for the next start: {found.kept:,} results, events and dead letters not confirmed"
+    if found.problem:
+        yield f"{found.problem}: what it could not take is lost"
+    if found.quarantined:
+        yield f"the store was unsound and lies at {found.quarantined}"
 
 
 def stage_rows(stages: Iterable[tuple[str, StageSummary]]) -> list[tuple[str, ...]]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from edge_runtime.loop import Loop
     from edge_runtime.model.session import Session
     from edge_runtime.worker import Worker
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 DIED = 1
 """Exit status of a process that ended so."""
 LAST_WORDS_S = 2.0
-"""The longest that log and stderr may hold up the end: a pipe that nobody reads is full, a lock is held for good."""
+"""The longest that log and stderr may hold up the end."""
 LOOKS = 4
 LONGEST_RUNS = 4
 """A model's longest run may take so many times what was expected of it."""
@@ -55,19 +54,24 @@ def died(thread: str, error: BaseException) -> NoReturn:
 
 def hung(part: str, limit_s: float) -> NoReturn:
     """End the process for a part that has not moved for limit_s; the log tells where every thread stands."""
-    stacks = _stacks()
-    _end("hung", f"{part} has not moved for {limit_s:g} s", part=part, limit_s=limit_s, stacks=stacks)
+    _end_soon()
+    _end("hung", f"{part} has not moved for {limit_s:g} s", part=part, limit_s=limit_s, stacks=_stacks())
 
 
 def _end(event: str, sentence: str, *, exc_info: BaseException | None = None, **fields: object) -> NoReturn:
     """Log, say one line, exit at once: nothing is tidied up, as the part to do it with may be the broken one."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, LAST_WORDS_S)  # where the words hang, the kernel ends it by SIGALRM
+        _end_soon()
         log.critical(event, exc_info=exc_info, extra=fields)
         sys.stderr.write(f"error: {sentence}\n")
         sys.stderr.flush()
     finally:
         os._exit(DIED)
+
+
+def _end_soon() -> None:
+    """Whatever the last words wait for (a full pipe, a lock, a dead disk), the kernel ends the process by SIGALRM."""
+    signal.setitimer(signal.ITIMER_REAL, LAST_WORDS_S)
 
 
 def _on_thread(args: threading.ExceptHookArgs) -> None:
@@ -89,8 +93,11 @@ def _stacks() -> dict[str, str]:
     return {names.get(ident, str(ident)): "".join(traceback.format_stack(frame)) for ident, frame in frames.items()}
 
 
-def signs_of_work(loop: Loop, worker: Worker | None, sessions: Collection[Session]) -> dict[str, Sign]:
-    """Of the loop, and of the model on the worker; a turn may hold many runs, each of which is a move."""
+def signs_of_work(rounds: Callable[[], int], worker: Worker | None, sessions: Collection[Session]) -> dict[str, Sign]:
+    """Of the loop, and of the model on the worker; a turn may hold many runs, each of which is a move.
+
+    rounds: how often the loop has gone round.
+    """
 
     def runs() -> int:
         return sum(session.runs for session in sessions)
@@ -99,7 +106,7 @@ def signs_of_work(loop: Loop, worker: Worker | None, sessions: Collection[Sessio
         since_ns = worker and worker.busy_since_ns()
         return None if since_ns is None else (since_ns, runs())
 
-    return {LOOP: lambda: (loop.rounds, runs()), MODEL: predicting}
+    return {LOOP: lambda: (rounds(), runs()), MODEL: predicting}
 
 
 class Watch:

@@ -109,7 +109,7 @@ def test_a_summary_that_nobody_reads_is_no_error_to_tell(tmp_path: Path, form: l
 
 
 @pytest.mark.broker
-def test_a_daemon_that_predicts_inline_has_one_thread(
+def test_a_daemon_that_predicts_inline_has_the_loop_and_its_watch_for_threads(
     broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
@@ -117,7 +117,7 @@ def test_a_daemon_that_predicts_inline_has_one_thread(
     try:
         daemon.wait_connected()
         tasks = Path(f"/proc/{daemon.process.pid}/task")
-        until(lambda: len(list(tasks.iterdir())) == 1, what="numpy and ONNX Runtime have no threads of their own")
+        until(lambda: len(list(tasks.iterdir())) == 2, what="numpy and ONNX Runtime have no threads of their own")
         daemon.stop()
     finally:
         daemon.process.kill()

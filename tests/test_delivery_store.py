@@ -109,6 +109,35 @@ def test_a_record_put_and_discarded_before_a_commit_never_touches_the_disk(store
     assert not store.has_discards
 
 
+def test_a_record_that_is_discarded_again_takes_no_other_with_it(store: Store, open_store: OpenStore) -> None:
+    gone = store.put(1, b"gone")
+    assert store.commit(sync=False)
+    store.discard(gone)
+    kept = store.put(1, b"kept")
+    store.discard(gone)
+    assert store.commit(sync=False)
+    store.discard(gone)
+    assert not store.dirty
+    store.close()
+
+    assert open_store().load() == [Record(kept, 1, b"kept")]
+
+
+def test_a_record_takes_the_place_of_a_discarded_one_of_its_length(store: Store, path: Path) -> None:
+    first = [store.put(1, bytes(600)) for _ in range(50)]
+    assert store.commit(sync=False)
+    for id_ in first:
+        store.put(2, bytes(590))
+        store.discard(id_)
+    assert store.commit(sync=False)
+    store.close()
+    plain = sqlite3.connect(path)
+    places = [place for (place,) in plain.execute("SELECT place FROM records")]
+    plain.close()
+
+    assert places == list(range(1, 51))
+
+
 def test_a_body_is_read_from_ram_until_the_commit_and_from_disk_after_it(store: Store) -> None:
     id_ = store.put(7, b"body")
     assert store.read(id_) == b"body"

@@ -82,23 +82,23 @@ def test_a_meter_keeps_an_hour_however_often_it_is_asked() -> None:
 
 def test_less_than_before_is_nothing_written() -> None:
     counts = iter([8192, 4096])
-    wear = WearMeter(now_ns=0, read=lambda: next(counts)).wear(MINUTE_NS)
+    wear = WearMeter(now_ns=0, budget_mb_per_day=9.0, read=lambda: next(counts)).wear(MINUTE_NS)
 
-    assert wear == Wear(0, 0, None)
+    assert wear == Wear(0, 0, None, 9.0)
 
 
 @pytest.mark.parametrize(
-    ("wear", "budget", "said"),
+    ("wear", "said"),
     [
-        (Wear(0, 0, 1200.4), 1000.0, "1,200 MB a day"),
-        (Wear(0, 0, 1000.0), 1000.0, ""),
-        (Wear(10**12, 10**12, None), 1000.0, ""),
-        (Wear(0, 0, 1200.0), 0.0, ""),
-        (None, 1000.0, ""),
+        (Wear(0, 0, 1200.4, 1000.0), "1,200 MB a day"),
+        (Wear(0, 0, 1000.0, 1000.0), ""),
+        (Wear(10**12, 10**12, None, 1000.0), ""),
+        (Wear(0, 0, 1200.0, 0.0), ""),
+        (None, ""),
     ],
 )
-def test_more_than_the_budget_is_one_sentence(wear: Wear | None, budget: float, said: str) -> None:
-    sentence = over_budget(wear, budget)
+def test_more_than_the_budget_is_one_sentence(wear: Wear | None, said: str) -> None:
+    sentence = over_budget(wear)
 
     assert sentence.startswith(said)
     assert ("store.budget_mb_per_day = 1000" in sentence) == bool(said)

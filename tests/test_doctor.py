@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from scripted import Scripted
 
 from edge_runtime.cli import main
+from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.findings import Finding
 from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.examine import examine
@@ -76,9 +78,11 @@ def test_without_a_configuration_the_machine_alone_is_examined() -> None:
 
 @pytest.mark.broker
 def test_a_configuration_that_works_has_a_finding_for_each_thing_it_needs(broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
     code, found, names = doctor(config(tmp_path, broker.url))
 
-    rest = ["config", "providers", "model.m", "pipeline.p", "state_dir", "disk", "mount", "broker", "subscriptions"]
+    rest = ["config", "providers", "model.m", "pipeline.p", "state_dir", "disk", "mount", "commit"]
+    rest += ["broker", "subscriptions"]
     assert [name for name in names if name != "board"] == [*MACHINE, *rest, *LIMITS]
     assert code == 0
     assert {found[name].status for name in [*rest, *LIMITS] if name not in ("disk", "mount")} == {"ok"}
@@ -87,6 +91,52 @@ def test_a_configuration_that_works_has_a_finding_for_each_thing_it_needs(broker
     assert found["pipeline.p"].found == f"{form} with 2 channels, windows of 4, hop 4: fits means@1.0.0"
     assert broker.log.count("as edge-runtime-n1-doctor ") == 3
     assert "as edge-runtime-n1 " not in broker.log
+
+
+def commits(folder: Path, *lines: str) -> Finding:
+    """What is found of commits with these lines at the end of the configuration, which are the pipeline's first."""
+    (folder / "state").mkdir(exist_ok=True)
+    path = config(folder)
+    path.write_text("\n".join([path.read_text(), *lines]))
+    return doctor(path)[1]["commit"]
+
+
+def test_a_commit_is_timed_on_the_disk_that_it_will_go_to_and_leaves_nothing_there(tmp_path: Path) -> None:
+    found = commits(tmp_path, 'delivery = "full"')
+
+    assert (found.status, list((tmp_path / "state").iterdir())) == ("ok", [])
+    told = re.fullmatch(r"full: (\S+) ms a commit here, the longest of (\d+) (\S+) ms", found.found)
+    assert told is not None
+    assert 0 < float(told[1]) <= float(told[3])
+    assert 1 <= int(told[2]) <= 50
+
+
+def test_a_deadline_that_no_commit_can_keep_is_a_warning(tmp_path: Path) -> None:
+    found = commits(tmp_path, "deadline_ms = 50", "[store]", 'profile = "sd-card"')
+
+    assert found.status == "warn"
+    assert found.found.endswith("after store.commit_wait_ms = 100: too late for pipelines.p.deadline_ms = 50")
+
+
+def test_a_store_that_was_moved_aside_is_named_and_a_store_in_use_is_not_touched(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    running = Store(state / "store.db", StoreSettings())
+    running.load()
+    (state / "store.db.corrupt-20261123T101112Z").touch()
+    _, found, _ = doctor(config(tmp_path))
+    running.close()
+
+    assert (found["store"].status, found["commit"].status) == ("warn", "ok")
+    assert found["store"].found == f"unsound, and moved aside in {state}: store.db.corrupt-20261123T101112Z"
+
+
+def test_nothing_is_committed_for_pipelines_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    path = config(tmp_path)
+    path.write_text(path.read_text() + 'delivery = "memory"')
+
+    assert "commit" not in doctor(path)[1]
 
 
 def test_the_text_names_each_finding_and_what_to_do_about_it(tmp_path: Path) -> None:

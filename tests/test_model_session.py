@@ -40,6 +40,19 @@ def test_a_batch_gives_what_its_windows_give_one_by_one(tmp_path: Path) -> None:
     assert np.array_equal(scores, np.concatenate([subject.predict(inputs[i : i + 1]) for i in range(11)]))
 
 
+@pytest.mark.parametrize(("batch", "max_batch", "runs"), [("batch", 4, 3), ("batch", 64, 1), (1, 64, 11)])
+def test_runs_are_counted_and_the_longest_is_that_of_the_largest_batch(
+    tmp_path: Path, batch: int | str, max_batch: int, runs: int
+) -> None:
+    model = means_model(length=4, channels=2, batch=batch)
+    subject = session(write_means_bundle(tmp_path / "m.edge", model=model), max_batch=max_batch)
+    before = subject.runs
+    subject.predict(np.zeros((11, 4, 2), np.float32))
+
+    assert subject.runs - before == runs
+    assert subject.longest_run_s == pytest.approx(subject.infer_ns / 1e9 * (1 if batch == 1 else max_batch))
+
+
 def test_scores_stay_as_they_are_when_the_next_window_is_predicted(tmp_path: Path) -> None:
     subject = session(write_means_bundle(tmp_path / "m.edge"))
     windows = np.random.default_rng(2).random((20, 4, 2), dtype=np.float32)

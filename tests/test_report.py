@@ -9,6 +9,7 @@ from bundles import write_means_bundle, write_running_bundle
 from edge_runtime import report
 from edge_runtime.daemon import Summary
 from edge_runtime.delivery.ledger import Ledger
+from edge_runtime.metrics import StoreMetrics
 from edge_runtime.model.bundle import read
 from edge_runtime.monitor.latency import Deadline
 
@@ -31,7 +32,25 @@ def test_a_streaming_bundle_shows_what_it_carries_and_what_is_always_the_same(tm
 
 def test_a_run_with_deadlines_says_how_they_were_kept() -> None:
     ledger = Ledger().totals(Counter(), Counter(), Counter())
-    ended = Summary(1.0, True, True, ledger, {}, {"vibration": Deadline(2.5, 30_000, 1_200)}, "", 70.0)
+    deadlines = {"vibration": Deadline(2.5, 30_000, 1_200)}
+    ended = Summary(1.0, True, True, ledger, {}, deadlines, "", 70.0, False, None)
 
     assert "\nvibration: 1,200 of 30,000 results later than 2.5 ms\n" in report.summary(ended)
     assert "later than" not in report.summary(msgspec.structs.replace(ended, deadlines={}))
+
+
+def test_a_run_says_which_counts_are_older_than_it_and_what_it_leaves_to_the_next() -> None:
+    ledger = Ledger().totals(Counter(), Counter(), Counter())
+    store = StoreMetrics("", 0, 0.0, 7, "")
+    first = Summary(1.0, True, True, ledger, {}, {}, "", 70.0, False, store)
+    left = StoreMetrics("the store cannot be written: disk is full", 1200, 0.5, 7, "store.db.corrupt-1")
+    second = msgspec.structs.replace(first, continued=True, store=left)
+
+    for said in ("earlier runs", "kept for", "the store"):
+        assert said not in report.summary(first)
+    assert "balanced\ncounts of delivery `normal` and `full` go on from earlier runs" in report.summary(second)
+    assert report.summary(second).splitlines()[-3:] == [
+        "kept for the next start: 1,200 results, events and dead letters not confirmed",
+        "the store cannot be written: disk is full: what it could not take is lost",
+        "the store was unsound and lies at store.db.corrupt-1",
+    ]

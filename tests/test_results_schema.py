@@ -33,6 +33,7 @@ TITLES = {
     "state": "State",
     "event": "Event",
     "dead-letter": "Dead letter",
+    "node-event": "Node event",
     "metrics": "Metrics",
 }
 STILL, MOVING = b"[[1,0],[1,0]]", b"[[0,1],[0,1]]"
@@ -71,6 +72,7 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
         "state": [documents.state_change("p", change) for change in turn.state_changes],
         "event": [documents.event(segment) for segment in turn.events],
         "dead-letter": [letter for letter in letters if letter],
+        "node-event": [documents.node_event("session_lost", {}, unix_s=1.5)],
         "metrics": [documents.metrics(found, every_s=10.0) for found in metrics()],
     }
 
@@ -125,6 +127,21 @@ def test_a_document_lies_on_the_topic_the_page_gives_it(name: str, topic: str) -
 
     assert {outgoing.topic for outgoing in found} == {f"edge/v1/n/p/p/{topic}/s/1"}
     assert {(out.qos, out.retain, out.content_type) for out in found} == {(1, name == "state", "application/json")}
+
+
+def test_a_node_event_has_its_facts_beside_the_keys_of_all() -> None:
+    documents = Publications(Tree("edge/v1", "n"), result_qos={}, dead_letters=DeadLetterSettings(), boot_id="b")
+    found = documents.node_event("store_degraded", {"problem": "disk full"}, unix_s=12.34567)
+
+    assert (found.topic, found.qos, found.retain, found.content_type) == (
+        "edge/v1/n/events",
+        1,
+        False,
+        "application/json",
+    )
+    document = json.loads(found.payload)
+    assert document == {"v": 1, "event": "store_degraded", "at": 12.346, "boot_id": "b", "problem": "disk full"}
+    jsonschema.Draft202012Validator(schema("node-event")).validate(document)
 
 
 def kind_of(found: dict) -> str:

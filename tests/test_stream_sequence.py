@@ -77,11 +77,25 @@ def test_a_redelivered_backlog_is_all_duplicates_and_no_restart() -> None:
     assert subject.see(message(50), 50).lost == 0
 
 
-def test_a_redelivery_older_than_all_memory_is_a_duplicate_never_a_restart() -> None:
-    subject = tracker()
-    verdicts(list(range(MEMORY * 3)), subject)
+def test_a_redelivery_that_was_never_taken_begins_an_epoch_like_any_message() -> None:
+    """What was taken longer ago than all memory can no longer come again."""
+    for taken in (3 * MEMORY, 5):
+        subject = tracker()
+        verdicts(list(range(taken)), subject)
 
-    assert subject.see(message(1, dup=True), 1).verdict == "duplicate"
+        again = [subject.see(message(100 + n, dup=True), n) for n in (1, 2, 3)]
+        assert [(one.verdict, one.restarted) for one in again] == [("new", True), ("new", False), ("new", False)]
+
+
+def test_redeliveries_from_both_sides_of_a_restart_are_duplicates() -> None:
+    subject = tracker()
+    verdicts([40, 41, 42, 43], subject)
+    for n in (0, 1):
+        subject.see(message(500 + n), n)
+
+    sent = [(42, 42), (43, 43), (0, 500), (1, 501)]
+    assert [subject.see(message(content, dup=True), n).verdict for n, content in sent] == ["duplicate"] * 4
+    assert subject.see(message(43), 43).lost == 41
 
 
 def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_as_often_as_it_comes() -> None:

@@ -134,7 +134,8 @@ def test_a_burst_follows_up_to_the_first_pause() -> None:
         return windower.following(Burst("s", messages, Rows(taken.rows.values)))
 
     assert [following(at) for at in ([0, 1, 2], [0, 1, 30], [0, 30, 31])] == [3, 2, 1]
-    push_burst(windower, burst(0, 8, sensor=False))
+    before = burst(0, 8, sensor=False)
+    push_burst(windower, msgspec.structs.replace(before, rows=Rows(before.rows.values)))
     assert [following(at) for at in ([8, 9, 10], [8, 9, 40], [40, 41, 42])] == [3, 2, 0]
 
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from daemon import write_config
 
 from edge_runtime.config import load
 from edge_runtime.errors import ConfigError
-from edge_runtime.supervisor import DIED, LAST_WORDS_S, LONGEST_RUNS, LOOKS, Watch
+from edge_runtime.supervisor import DIED, LAST_WORDS_S, LONGEST_RUNS, LOOKS, LOOP, MODEL, Watch, signs_of_work
 from edge_runtime.worker import Worker
 
 PREPARED = """
@@ -194,6 +195,24 @@ def test_a_watch_looks_so_often_before_it_speaks_and_begins_anew_when_a_part_mov
     shown["loop"] = 2
     assert [watch.look() for _ in range(LOOKS)] == [""] * LOOKS
     assert watch.look() == "loop"
+
+
+def test_every_run_of_a_model_is_a_move_of_the_loop_and_of_the_worker_that_is_at_it() -> None:
+    loop, worker, session = SimpleNamespace(rounds=1), SimpleNamespace(busy_since_ns=lambda: 5), SimpleNamespace(runs=1)
+    signs = signs_of_work(lambda: loop.rounds, worker, [session])
+    before = signs[LOOP](), signs[MODEL]()
+    session.runs = 2
+
+    assert (signs[LOOP]() == before[0], signs[MODEL]() == before[1]) == (False, False)
+    before = signs[LOOP](), signs[MODEL]()
+    loop.rounds = 2
+    assert (signs[LOOP]() == before[0], signs[MODEL]() == before[1]) == (False, True)
+
+
+def test_an_idle_worker_and_none_show_that_there_is_nothing_to_do() -> None:
+    idle = SimpleNamespace(busy_since_ns=lambda: None)
+
+    assert [signs_of_work(lambda: 1, worker, [])[MODEL]() for worker in (idle, None)] == [None, None]
 
 
 def test_what_has_nothing_to_do_does_not_hang() -> None:

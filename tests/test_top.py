@@ -14,7 +14,8 @@ from rich.console import Console
 from test_loop import STILL, Bench
 from test_metrics import Gauge
 
-from edge_runtime.metrics import Metrics
+from edge_runtime.device.wear import Wear
+from edge_runtime.metrics import Metrics, StoreMetrics
 from edge_runtime.monitor.latency import TIMED
 from edge_runtime.records import Message
 from edge_runtime.top.nodes import MOST_BYTES, MOST_NODES, Nodes
@@ -51,6 +52,10 @@ def known(*documents: tuple[str, str, object]) -> Nodes:
     return nodes
 
 
+def lines_of(found: Metrics) -> list[str]:
+    return plain(list(known(("n", "metrics", found))), AT).strip().splitlines()
+
+
 def drawn(nodes: Nodes, *, width: int, height: int, node: int = 0, pipeline: int = 0) -> list[str]:
     """The lines of a terminal of that size."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
@@ -65,11 +70,31 @@ def test_a_node_is_shown_with_its_state_rates_ledger_and_percentiles() -> None:
     text = plain(list(nodes), Moment(103 * S, 0.0))
 
     assert "press-1  online  up 10 s, metrics 3 s old, every 10 s" in text
-    assert "p  means@1.0.0, inline, 2.0 messages/s, 2.0 results/s" in text
+    assert "p  means@1.0.0, inline, memory, 2.0 messages/s, 2.0 results/s" in text
     assert "received 20 = accepted 20\n" in text
     assert "results 20 = confirmed 20\n" in text
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("  decode")] == [["decode", "20"]]
     assert "mqtt callbacks" in text
+
+
+def test_what_lies_in_the_store_and_what_is_written_has_a_line() -> None:
+    store = StoreMetrics("", 1204, 3.14, 0, "")
+    wear = Wear(9_000_000, 3_200_000, 76.8, 1000.0)
+    found = msgspec.structs.replace(metrics(), store=store, wear=wear)
+    worse = msgspec.structs.replace(
+        found,
+        store=StoreMetrics("the store cannot be written: disk full", 1204, 3.14, 96, "/s/store.db.corrupt-1\x1b"),
+        wear=msgspec.structs.replace(wear, mb_per_day=None),
+    )
+
+    assert lines_of(found)[2] == "  store keeps 1,204 (3.1 MB), written 3.2 MB in the last hour, 77 of 1,000 MB/day"
+    assert lines_of(worse)[2] == (
+        "  store not written keeps 1,204 (3.1 MB), 96 replayed, unsound one at /s/store.db.corrupt-1\\x1b, "
+        "written 3.2 MB in the last hour"
+    )
+    assert lines_of(msgspec.structs.replace(found, store=None, wear=None))[2] == ""
+    unbounded = msgspec.structs.replace(wear, budget_mb_per_day=0.0)
+    assert lines_of(msgspec.structs.replace(found, wear=unbounded))[2].endswith("hour, 77 MB/day")
 
 
 def test_of_the_ledger_only_what_happened_is_shown() -> None:

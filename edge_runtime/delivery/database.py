@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import struct
 import zlib
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -20,8 +21,11 @@ Connect = Callable[..., sqlite3.Connection]
 
 APPLICATION_ID = 0x45645354
 FORMAT_VERSION = 1
-SCHEMA = "CREATE TABLE records (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL)"
+SCHEMA = "CREATE TABLE records (place INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
+FACTS = struct.Struct("<QII")
 CHECKSUM_BYTES = 4
+FRAME_BYTES = CHECKSUM_BYTES + FACTS.size
+FINEST_BYTES = 32
 HEADER_BYTES = 100
 FILE_FORMATS = (b"\x01\x01", b"\x02\x02")
 SCHEMA_FORMATS = (b"\x00\x00\x00\x00", b"\x00\x00\x00\x04")
@@ -50,17 +54,24 @@ class Record(NamedTuple):
     body: bytes
 
 
-def sealed(kind: int, body: bytes) -> bytes:
-    """The body as it is stored: its checksum, which covers the kind, and itself."""
-    return zlib.crc32(body, kind).to_bytes(CHECKSUM_BYTES, "little") + body
+def sealed(record: Record) -> bytes:
+    """A record as it is stored: the checksum of all the rest, id, kind and size of the body, the body, padding.
+
+    There are eight lengths between a power of two and the next, so that another one often fits its place exactly.
+    """
+    size = FRAME_BYTES + len(record.body)
+    step = max(FINEST_BYTES, 1 << size.bit_length() - 4)
+    rest = FACTS.pack(record.id, record.kind, len(record.body)) + record.body + bytes(-size % step)
+    return zlib.crc32(rest).to_bytes(CHECKSUM_BYTES, "little") + rest
 
 
-def unsealed(kind: object, stored: object) -> bytes:
-    """The body; raises DatabaseError when it is not the one that was sealed."""
-    if isinstance(kind, int) and isinstance(stored, bytes):
-        body = stored[CHECKSUM_BYTES:]
-        if stored[:CHECKSUM_BYTES] == zlib.crc32(body, kind).to_bytes(CHECKSUM_BYTES, "little"):
-            return body
+def unsealed(stored: object) -> Record:
+    """The record; raises DatabaseError when it is not as it was sealed."""
+    if isinstance(stored, bytes) and len(stored) >= FRAME_BYTES:
+        rest = memoryview(stored)[CHECKSUM_BYTES:]
+        if int.from_bytes(stored[:CHECKSUM_BYTES], "little") == zlib.crc32(rest):
+            id_, kind, size = FACTS.unpack_from(rest)
+            return Record(id_, kind, stored[FRAME_BYTES : FRAME_BYTES + size])
     raise sqlite3.DatabaseError("the checksum of a record is wrong")
 
 
@@ -103,6 +114,7 @@ def set_up(connection: sqlite3.Connection, tuning: Tuning) -> None:
         _create(connection, tuning.page_bytes)
     elif schema != [(SCHEMA.encode(),)] or marks != (APPLICATION_ID, FORMAT_VERSION):
         raise sqlite3.DatabaseError(f"not a store of format {FORMAT_VERSION}")
+    connection.execute("PRAGMA journal_mode = WAL")
     page_bytes = _number(connection, "page_size")
     connection.execute(f"PRAGMA wal_autocheckpoint = {tuning.checkpoint_bytes // page_bytes}")
     connection.execute(f"PRAGMA journal_size_limit = {tuning.checkpoint_bytes}")
@@ -113,7 +125,6 @@ def set_up(connection: sqlite3.Connection, tuning: Tuning) -> None:
 def _create(connection: sqlite3.Connection, page_bytes: int) -> None:
     connection.execute(f"PRAGMA page_size = {page_bytes}")
     connection.execute("PRAGMA auto_vacuum = NONE")
-    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(SCHEMA)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -125,13 +136,13 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
-def read_all(connection: sqlite3.Connection) -> list[Record]:
-    """Every record, oldest first. Raises OperationalError; DatabaseError when anything in the file is damaged."""
+def read_all(connection: sqlite3.Connection) -> list[tuple[int, int, Record]]:
+    """(place, length, record) of every record. Raises OperationalError; DatabaseError when anything is damaged."""
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != b"ok":
         raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
-    rows = connection.execute("SELECT id, kind, body FROM records ORDER BY id")
-    return [Record(id_, kind, unsealed(kind, body)) for id_, kind, body in rows]
+    rows = connection.execute("SELECT place, sealed FROM records")
+    return [(place, len(stored), unsealed(stored)) for place, stored in rows]
 
 
 def close(connection: sqlite3.Connection) -> None:

@@ -32,6 +32,8 @@ from edge_runtime.records import (
 
 PARCEL, INPUT, SEEN, STREAMS, ACCOUNTS, NOTE, NODE = range(1, 8)
 STREAMS_A_RECORD = 16
+DISCARDED_TOGETHER = 128
+"""Messages more than have to be remembered, before the oldest are deleted together: that writes a page each time."""
 NOTED_TOO_OFTEN = 2
 """Ends of the process in the very turn of a message, after which it is not tried again."""
 
@@ -362,10 +364,11 @@ class Journal:
         n = sum(len(one.contents) for one in seen)
         records.append((record, n))
         total = self._seen_messages.get(pipeline, 0) + n
-        while total - records[0][1] >= self._memory:
-            oldest, its_n = records.popleft()
-            total -= its_n
-            self.store.discard(oldest)
+        if total >= self._memory + DISCARDED_TOGETHER:
+            while total - records[0][1] >= self._memory:
+                oldest, its_n = records.popleft()
+                total -= its_n
+                self.store.discard(oldest)
         self._seen_messages[pipeline] = total
 
 

@@ -1,6 +1,7 @@
 """A log of records on disk, each kept until nothing needs it any more; the disk may fail, the store never does.
 
 A record put waits in RAM until a transaction with it was committed, so nothing is lost while the disk refuses.
+Where it can, it takes the place of a discarded one of its length: a page is then rewritten where else several would be.
 Ids ascend from the largest one in the file. A record can only name records put before it, so no record in the file
 names an id that is given again; nothing else outlives the process.
 """
@@ -17,7 +18,6 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_runtime.delivery.database import (
-    CHECKSUM_BYTES,
     MIB,
     Connect,
     Record,
@@ -35,6 +35,9 @@ from edge_runtime.errors import StoreBusyError
 
 log = logging.getLogger(__name__)
 
+DELETE = "DELETE FROM records WHERE place = ?"
+WRITE = "INSERT INTO records VALUES (?, ?) ON CONFLICT (place) DO UPDATE SET sealed = excluded.sealed"
+LENGTH_BITS = 32
 DISK_PER_MB = 4
 SD_CARD_COMMIT_WAIT_MS = 100.0
 LOCKED = "database is locked"
@@ -103,12 +106,16 @@ class Store:
         self._loaded = False
         self._corrupt = False
         self._sync: bool | None = None
-        self._puts: dict[int, tuple[int, int, bytes]] = {}
-        self._discards: dict[int, tuple[int]] = {}
-        self._next_id = 1
-        self._tried_below = 0
+        self._forget()
         self._failures = 0
         self._retry_ns = 0
+
+    def _forget(self) -> None:
+        """No records. places: of each id that may be on the disk, with its length in one number; free: by length."""
+        self._puts: dict[int, bytes] = {}
+        self._places: dict[int, int] = {}
+        self._free: dict[int, list[int]] = {}
+        self._next_id = self._next_place = 1
 
     def load(self) -> list[Record]:
         """Open the file and read every record in it, oldest first; once, before anything else.
@@ -117,38 +124,45 @@ class Store:
         then turns out to hold some is moved aside too. Raises StoreBusyError.
         """
         try:
-            self._connection, records = self._sound()
+            self._connection, rows = self._sound()
         except (sqlite3.DatabaseError, OSError) as error:
             if str(error) == LOCKED:
                 raise StoreBusyError(str(self._path)) from error
             self._refused(error)
             return []
         self._loaded = True
-        self._next_id = records[-1].id + 1 if records else 1
-        return records
+        if rows:
+            self._places = {record.id: place << LENGTH_BITS | length for place, length, record in rows}
+            self._next_id = max(self._places) + 1
+            self._next_place = max(place for place, _, _ in rows) + 1
+        return sorted(record for _, _, record in rows)
 
     def put(self, kind: int, body: bytes) -> int:
         """Remember a record until it is committed; its id."""
         id_ = self._next_id
         self._next_id += 1
-        self._puts[id_] = id_, kind, sealed(kind, body)
+        self._puts[id_] = sealed(Record(id_, kind, body))
         return id_
 
     def discard(self, id_: int) -> None:
         """Let go of a record; from the disk with the next commit."""
-        if self._puts.pop(id_, None) is None or id_ < self._tried_below:
-            self._discards[id_] = (id_,)
+        self._puts.pop(id_, None)
+        if id_ in self._places:
+            place, length = divmod(self._places.pop(id_), 1 << LENGTH_BITS)
+            self._free.setdefault(length, []).append(place)
 
     def read(self, id_: int) -> bytes | None:
         """The body of a record; None when it was discarded, is damaged or cannot be read now."""
-        pending = self._puts.get(id_)
-        if pending is not None:
-            return pending[2][CHECKSUM_BYTES:]
-        if id_ in self._discards or self._connection is None:
+        if id_ in self._puts:
+            return unsealed(self._puts[id_]).body
+        if id_ not in self._places or self._connection is None:
             return None
+        place = self._places[id_] >> LENGTH_BITS
         try:
-            row = self._connection.execute("SELECT kind, body FROM records WHERE id = ?", (id_,)).fetchone()
-            return unsealed(*row) if row else None
+            row = self._connection.execute("SELECT sealed FROM records WHERE place = ?", (place,)).fetchone()
+            return unsealed(row[0]).body if row else None
+        except sqlite3.OperationalError:  # the next commit will say so
+            return None
         except sqlite3.DatabaseError as error:
             self._refused(error)
             return None
@@ -156,12 +170,12 @@ class Store:
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
-        return bool(self._puts or self._discards)
+        return bool(self._puts or self._free)
 
     @property
     def has_discards(self) -> bool:
         """Whether records wait to be deleted from the disk."""
-        return bool(self._discards)
+        return bool(self._free)
 
     def commit(self, *, sync: bool) -> bool:
         """Write everything that waits, in one transaction; sync: it survives a power cut, else only a crash.
@@ -178,7 +192,7 @@ class Store:
             self._refused(error)
             return False
         self._puts.clear()
-        self._discards.clear()
+        self._free.clear()
         if self.problem:
             log.warning("store_recovered", extra={"path": str(self._path), "problem": self.problem})
             self.problem, self._failures = "", 0
@@ -187,10 +201,12 @@ class Store:
     def reject(self, reason: str) -> None:
         """What was loaded makes no sense: the file is moved aside, and a new one begun with the next commit."""
         self.close()
-        self._puts.clear()
-        self._discards.clear()
-        self._set_aside("corrupt", reason)
-        self._loaded, self._next_id = False, 1
+        self._forget()
+        self._loaded = False
+        try:
+            self._set_aside("corrupt", reason)
+        except OSError as error:
+            self._refused(error)
 
     def close(self) -> None:
         """Give the file up; what was not committed is lost."""
@@ -199,32 +215,52 @@ class Store:
             self._connection = None
 
     def _write(self, *, sync: bool) -> None:
+        if self._failures:  # a connection that failed may have lost more than it said
+            self.close()
         connection = self._connection or self._reopened()
         if sync is not self._sync:
             connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
             self._sync = sync
+        rows = [(self._place(id_, len(stored)), stored) for id_, stored in self._puts.items()]
         connection.execute("BEGIN IMMEDIATE")
-        if self._discards:  # first: what they free is used again
-            connection.executemany("DELETE FROM records WHERE id = ?", self._discards.values())
-        if self._puts:  # after a commit that failed they may be there all the same
-            connection.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", self._puts.values())
+        if self._free:  # first: the pages they leave are used again
+            connection.executemany(DELETE, [(place,) for places in self._free.values() for place in places])
+        if rows:
+            connection.executemany(WRITE, rows)
         connection.execute("COMMIT")
+
+    def _place(self, id_: int, length: int) -> int:
+        """Where a record is written: where an earlier try may have left it, else over a discarded one, else behind."""
+        if id_ in self._places:
+            return self._places[id_] >> LENGTH_BITS
+        free = self._free.get(length)
+        if free:
+            place = free.pop()
+            if not free:
+                del self._free[length]
+        else:
+            place = self._next_place
+            self._next_place += 1
+        self._places[id_] = place << LENGTH_BITS | length
+        return place
 
     def _reopened(self) -> sqlite3.Connection:
         """The file opened again; one that was never read is moved aside when it holds records."""
         if self._loaded:
             connection, _ = self._opened(read=False)
         else:
-            connection, records = self._sound()
-            if records:
-                self._set_aside("unread", "its records could not be read at the start")
-                close(connection)
+            connection, rows = self._sound()
+            if rows:
+                try:
+                    self._set_aside("unread", "its records could not be read at the start")
+                finally:
+                    close(connection)
                 connection, _ = self._sound()
         self._connection, self._sync, self._loaded = connection, None, True
         return connection
 
-    def _sound(self) -> tuple[sqlite3.Connection, list[Record]]:
-        """The file, or a new one in place of an unsound one, and its records."""
+    def _sound(self) -> tuple[sqlite3.Connection, list[tuple[int, int, Record]]]:
+        """The file, or a new one in place of an unsound one, and its rows as `read_all` has them."""
         try:
             return self._opened(read=True)
         except sqlite3.DatabaseError as error:
@@ -232,8 +268,8 @@ class Store:
                 raise
         return self._opened(read=True)
 
-    def _opened(self, *, read: bool) -> tuple[sqlite3.Connection, list[Record]]:
-        """The file and, if asked for, its records. An unsound file is moved aside before DatabaseError is raised."""
+    def _opened(self, *, read: bool) -> tuple[sqlite3.Connection, list[tuple[int, int, Record]]]:
+        """The file and, if asked for, its rows. An unsound file is moved aside before DatabaseError is raised."""
         connection: sqlite3.Connection | None = None
         try:
             check_header(self._path)
@@ -241,10 +277,12 @@ class Store:
             set_up(connection, self._tuning)
             return connection, read_all(connection) if read else []
         except (sqlite3.DatabaseError, OSError) as error:
-            if read and type(error) is sqlite3.DatabaseError:  # before it is closed, which deletes its log
-                self._set_aside("corrupt", str(error))
-            if connection is not None:
-                close(connection)
+            try:
+                if read and type(error) is sqlite3.DatabaseError:  # before it is closed, which deletes its log
+                    self._set_aside("corrupt", str(error))
+            finally:
+                if connection is not None:
+                    close(connection)
             raise
 
     def _set_aside(self, why: str, reason: str) -> None:
@@ -252,16 +290,15 @@ class Store:
         log.error("store_quarantined", extra={"path": str(self._path), "to": self.quarantined, "reason": reason})
 
     def _refused(self, error: Exception) -> None:
-        """Go on in RAM: roll back, close what does not roll back or failed again, and wait before the next try."""
+        """Go on in RAM: roll back, or close what does not roll back, and wait before the next try."""
         self._corrupt = type(error) is sqlite3.DatabaseError
         if not self._corrupt and not isinstance(error, sqlite3.OperationalError | OSError):
             raise error
-        self._tried_below = self._next_id
         text = (isinstance(error, OSError) and error.strerror) or str(error)
         if not self.problem:
             log.error("store_degraded", extra={"path": str(self._path), "error": text})
         self.problem = _problem(text, corrupt=self._corrupt)
-        if self._failures or not self._rolled_back():
+        if not self._rolled_back():
             self.close()
         self._retry_ns = self._now_ns() + min(RETRY_MIN_NS << min(self._failures, 10), RETRY_MAX_NS)
         self._failures += 1

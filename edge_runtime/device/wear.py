@@ -21,12 +21,13 @@ BYTES_PER_MB = 1e6
 class Wear(msgspec.Struct, frozen=True):
     """written_bytes: since the start. last_hour_bytes: of that, in the last hour, or the last 61 minutes at most.
 
-    mb_per_day: at that rate; None in the first ten minutes.
+    mb_per_day: at that rate; None in the first ten minutes. budget_mb_per_day: what it was meant to be, 0 for none.
     """
 
     written_bytes: int
     last_hour_bytes: int
     mb_per_day: float | None
+    budget_mb_per_day: float = 0.0
 
 
 def written_bytes(io: Path = Path("/proc/self/io")) -> int | None:
@@ -42,9 +43,11 @@ def written_bytes(io: Path = Path("/proc/self/io")) -> int | None:
 class WearMeter:
     """Knows of the last hour what was written when."""
 
-    def __init__(self, *, now_ns: int, read: Callable[[], int | None] = written_bytes) -> None:
+    def __init__(
+        self, *, now_ns: int, budget_mb_per_day: float = 0.0, read: Callable[[], int | None] = written_bytes
+    ) -> None:
         """now_ns: the start. read: bytes written by the process so far, None where that cannot be learned."""
-        self._read = read
+        self._read, self._budget_mb_per_day = read, budget_mb_per_day
         self._first = read()
         self._readings = deque([(now_ns, self._first or 0)])
 
@@ -61,14 +64,14 @@ class WearMeter:
             self._readings.append((now_ns, written))
         known_ns = now_ns - since_ns
         per_day = round(recent / BYTES_PER_MB * DAY_NS / known_ns, 3) if known_ns >= JUDGED_AFTER_NS else None
-        return Wear(max(0, written - self._first), recent, per_day)
+        return Wear(max(0, written - self._first), recent, per_day, self._budget_mb_per_day)
 
 
-def over_budget(wear: Wear | None, budget_mb_per_day: float) -> str:
-    """One sentence when more is written than was meant to be, else "". budget_mb_per_day: 0 = none."""
-    if not budget_mb_per_day or wear is None or wear.mb_per_day is None or wear.mb_per_day <= budget_mb_per_day:
+def over_budget(wear: Wear | None) -> str:
+    """One sentence when more is written than was meant to be, else ""."""
+    if wear is None or wear.mb_per_day is None or not 0 < wear.budget_mb_per_day < wear.mb_per_day:
         return ""
     return (
         f"{wear.mb_per_day:,.0f} MB a day are written to the storage at the rate of the last hour, "
-        f"store.budget_mb_per_day = {budget_mb_per_day:g}"
+        f"store.budget_mb_per_day = {wear.budget_mb_per_day:g}"
     )

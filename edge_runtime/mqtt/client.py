@@ -73,7 +73,7 @@ class MqttClient:
         self._phase: Phase = "new"
         self._reason = "not started"
         self._due_ns = NEVER_NS
-        self._read_due_ns = self._epoch = 0
+        self._read_ns = self._epoch = 0
         self._welcome: ConnectFlags | None = None
 
     @property
@@ -255,7 +255,10 @@ class MqttClient:
         if traffic.wants_write():
             traffic.write()
         now_ns = self._now_ns()
-        messages = traffic.read(now_ns) if not self.held or self._may_sip(now_ns) else []
+        messages: list[Message] = []
+        if not (self.held and self._has_read_lately(now_ns)):
+            self._read_ns = now_ns
+            messages = traffic.read(now_ns)
         if self._welcome is not None:
             flags, self._welcome = self._welcome, None
             self._greet(flags.session_present, now_ns)
@@ -268,12 +271,9 @@ class MqttClient:
             traffic.pump()
         return messages
 
-    def _may_sip(self, now_ns: int) -> bool:
-        """Whether to read although the broker is to hold back: until it has answered us, and twice a keep-alive."""
-        if self.subscribed and now_ns < self._read_due_ns:
-            return False
-        self._read_due_ns = now_ns + self._settings.keepalive_s * 500_000_000
-        return True
+    def _has_read_lately(self, now_ns: int) -> bool:
+        """Whether a client that is held need not read: the broker has answered all, and its last word is not long ago."""
+        return self.subscribed and now_ns - self._read_ns < self._settings.keepalive_s * 500_000_000
 
     def _do_what_is_due(self, now_ns: int) -> None:
         if self._phase == "handshake":

@@ -1,7 +1,8 @@
 """Which messages of a stream are new: duplicates, late ones, losses before us, restarts of the producer.
 
-A producer that numbers its messages makes this exact: the highest number seen and those missing below it. Without
-numbers a message is counted, and only one that the broker flags as a redelivery (DUP) is compared, by content and
+A producer that numbers its messages makes this exact: the highest number seen and those missing below it. What is
+flagged as a redelivery (DUP) and is not remembered was never taken: as much is remembered as can come again. Without
+numbers a message is counted, and only one so flagged is compared, by content and
 packet id, which a redelivery keeps (MQTT 5.0, section 4.4), so that genuine repeats count.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -21,6 +22,7 @@ from edge_runtime.stream.bursts import Burst
 
 Verdict = Literal["new", "duplicate", "late"]
 NEVER = -1
+UNKNOWN = 0
 
 
 class Sighting(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +40,13 @@ NEXT = Sighting("new")
 """The message that had to come: what nearly every one is."""
 DUPLICATE = Sighting("duplicate")
 LATE = Sighting("late")
+
+
+class _Epoch(NamedTuple):
+    """The numbers of an epoch that are remembered, and the contents of each, by its remainder."""
+
+    numbers: range
+    contents: array[int]
 
 
 class SequenceTracker:
@@ -62,6 +71,7 @@ class SequenceTracker:
         self.first = self.restarts = 0
         self._next = NEVER
         self._missing: tuple[tuple[int, int], ...] = ()
+        self._past = _Epoch(range(0), self._contents)
 
     def see(self, message: Message, seq: int | None) -> Sighting:
         """Judge one message and remember it."""
@@ -116,24 +126,7 @@ class SequenceTracker:
             self._missing = tuple([(at, n) for at, n in self._missing if at + n - 1 > oldest])
         return self._missing
 
-    def restore(self, mark: StreamMark, seen: Sequence[Seen]) -> None:
-        """Take up where another run of the process ended. seen: oldest first."""
-        self.number, self.first, self.restarts, self._missing = mark.number, mark.first, mark.restarts, mark.missing
-        if mark.number != NEVER:
-            self.epoch, self._next = mark.epoch, mark.number + 1 if mark.numbered else NEVER
-        if not mark.numbered:
-            self._run_id = mark.epoch or self._run_id
-        for run in seen:
-            if run.epoch != mark.epoch:
-                continue
-            if mark.numbered:
-                for number, content in enumerate(run.contents, run.first):
-                    self._contents[number % self._memory] = content
-            else:
-                for content in run.contents:
-                    self._remember(content)
-
-    def _remember_contents(self, seq: int, contents: list[int]) -> None:
+    def _remember_contents(self, seq: int, contents: Sequence[int]) -> None:
         """Of consecutive messages from that number on."""
         begin = seq % self._memory
         end = begin + len(contents)
@@ -142,6 +135,22 @@ class SequenceTracker:
         else:
             for number, content in enumerate(contents, seq):
                 self._contents[number % self._memory] = content
+
+    def restore(self, mark: StreamMark, seen: Sequence[Seen]) -> None:
+        """Take up where another run of the process ended. seen: oldest first."""
+        for run in seen:
+            if run.epoch != self.epoch:
+                self._begin(run.first)
+            self.epoch, self.number = run.epoch, run.first + len(run.contents) - 1
+            if mark.numbered:
+                self._remember_contents(run.first, run.contents)
+            else:
+                for content in run.contents:
+                    self._remember(content)
+        self.number, self.epoch, self._next = mark.number, mark.epoch, mark.number + 1 if mark.numbered else NEVER
+        self.first, self._missing, self.restarts = mark.first, mark.missing, mark.restarts
+        if mark.epoch and not mark.numbered:
+            self._run_id = mark.epoch
 
     def _count(self, message: Message) -> Sighting:
         if message.qos:
@@ -173,6 +182,8 @@ class SequenceTracker:
         if number == NEVER:
             self.first = seq
             return self._accept(seq, content, NEXT)
+        if message.dup and seq in self._past.numbers and self._past.contents[seq % self._memory] == content:
+            return DUPLICATE
         behind = number - seq
         if behind < 0:
             lost = -behind - 1
@@ -182,10 +193,17 @@ class SequenceTracker:
         known = behind < self._memory and seq >= self.first
         if known and any(at <= seq < at + n for at, n in self._missing):
             return LATE
-        if message.dup or (known and self._contents[seq % self._memory] == content):
+        if known and self._contents[seq % self._memory] in (content, UNKNOWN if message.dup else content):
             return DUPLICATE
-        self.first, self._missing, self.restarts = seq, (), self.restarts + 1
+        self._begin(seq)
+        self.restarts += 1
         return self._accept(seq, content, Sighting("new", restarted=True))
+
+    def _begin(self, seq: int) -> None:
+        """Let an epoch begin with that number."""
+        numbers = range(max(self.first, self.number - self._memory + 1), self.number + 1)
+        self._past = _Epoch(numbers, self._contents[:])
+        self.first, self._missing = seq, ()
 
     def _accept(self, seq: int, content: int, sighting: Sighting) -> Sighting:
         self.number, self.epoch, self._next = seq, str(self.restarts), seq + 1

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_runtime.delivery.ledger import NO_PIPELINE, Account
-from edge_runtime.metrics import ConnectionMetrics, Metrics
+from edge_runtime.device.wear import BYTES_PER_MB, Wear
+from edge_runtime.metrics import ConnectionMetrics, Metrics, StoreMetrics
 from edge_runtime.model.child import printable
 from edge_runtime.top.nodes import Node
 
@@ -29,6 +30,7 @@ STAGE_FIGURES = ("count", "p50 ms", "p95 ms", "p99 ms", "max ms", "all p50", "al
 FIGURES_COLUMNS = 62
 LEAST_NAME = 8
 MOST_CHARACTERS = 300
+MOST_PATH = 120
 MOST_PROBLEMS = 10
 MOST_WORDS = 4
 MOST_FIGURE = 11
@@ -148,12 +150,35 @@ def _head(node: Node, at: Moment) -> Text:
         refused = metrics.publish_refusals
         about += [_counted(refused, "refused")] if refused else []
         found.append(f"\n  {', '.join(about)}")
+        disk = [*_store(metrics.store), *_wear(metrics.wear)]
+        found.append(f"\n  {', '.join(disk)}" if disk else "")
     elif node.runs and not node.unreadable:
         found.append(f"\n  no metrics yet; {NO_METRICS}", "yellow")
     if node.unreadable:
         why = "".join(f"; {kind}: {_short(reason, MOST_CHARACTERS)}" for kind, reason in node.why.items())
         found.append(f"\n  {_counted(node.unreadable, 'could not be read')}{why}", "yellow")
     return found
+
+
+def _store(found: StoreMetrics | None) -> Iterator[str]:
+    """What lies there; why it is not written is among the problems."""
+    if found is None:
+        return
+    yield f"store{' not written' if found.problem else ''} keeps {_number(found.kept)} ({_number(found.kept_mb, 1)} MB)"
+    if found.replayed:
+        yield f"{_number(found.replayed)} replayed"
+    if found.quarantined:
+        yield f"unsound one at {_short(found.quarantined, MOST_PATH)}"
+
+
+def _wear(found: Wear | None) -> Iterator[str]:
+    """What is written to the storage; no rate, and no budget for it, in the first ten minutes."""
+    if found is None:
+        return
+    yield f"written {_mb(found.last_hour_bytes)} MB in the last hour"
+    if found.mb_per_day is not None:
+        budget = f" of {_number(found.budget_mb_per_day)}" if found.budget_mb_per_day else ""
+        yield f"{_number(found.mb_per_day)}{budget} MB/day"
 
 
 def _told(node: Node, at: Moment) -> str:
@@ -189,7 +214,7 @@ def _pipeline(metrics: Metrics, name: str, *, place: str, past: bool) -> Iterato
     flight = f"turns in flight {_number(found.turns_in_flight)}"
     style = "dim" if past else ""
     yield Text()
-    head = f"  {_short(found.model)}, {_short(found.execution)}, {rates}"
+    head = f"  {_short(found.model)}, {_short(found.execution)}, {_short(found.delivery)}, {rates}"
     yield _line(_short(name), "bold").append(place, "not bold").append(head, f"not bold {style}")
     yield _line(f"  {then}queue {_number(found.queue_depth)}{oldest}, {flight}{deadline}", style)
     yield _line(f"  {_messages(account)}", style)
@@ -300,6 +325,13 @@ def _number(value: float, digits: int = 0) -> str:
         return f"{value:.3g}"
     except OverflowError:
         return "inf" if value > 0 else "-inf"
+
+
+def _mb(found_bytes: int) -> str:
+    """A document may hold an integer that is too large for a float."""
+    if abs(found_bytes) < MOST_WRITTEN_OUT:
+        return _number(found_bytes / BYTES_PER_MB, 1)
+    return _number(found_bytes // int(BYTES_PER_MB))
 
 
 def _counted(n: int, what: str) -> str:

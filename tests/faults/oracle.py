@@ -9,7 +9,6 @@ import msgspec
 from scene import UNNUMBERED_PIPELINES, Document, Expected
 
 MOST_SHOWN = 5
-REPLAYED = "replayed"
 RECEIPT_FIELDS = ("t0", "t1", "start", "end", "peak_at", "since")
 COMPARED = ("accepted", "windows", "results", "unchanged", "events")
 NOTHING = ("dead_lettered", "queued", "in_flight", "waiting", "lost_before_us", "restarts")
@@ -107,11 +106,9 @@ def _is_unnumbered(topic: str) -> bool:
 
 
 def _plain(document: Document) -> dict[str, Any]:
-    """The payload without what may differ: stage times, the mark of a replay; times of receipt, the run's ids."""
+    """The payload without what may differ: stage times; without numbers, times of receipt and the run's ids, too."""
     topic, payload = document
-    plain = {name: value for name, value in payload.items() if name not in ("lat_ms", REPLAYED)}
-    if "flags" in plain:
-        plain["flags"] = [flag for flag in plain["flags"] if flag != REPLAYED]
+    plain = {name: value for name, value in payload.items() if name != "lat_ms"}
     if _is_unnumbered(topic):
         for name in ("id", *RECEIPT_FIELDS):
             plain.pop(name, None)

@@ -46,17 +46,6 @@ reconnect_min_s = 0.05
 reconnect_max_s = 0.5
 {mqtt}
 
-[models.means8]
-bundle = "means8.edge"
-
-[models.means4]
-bundle = "means4.edge"
-
-[models.running]
-bundle = "running.edge"
-
-[models.slow]
-bundle = "slow.edge"
 {more}
 """
 
@@ -143,13 +132,19 @@ def write_scene(
     """The bundles, and the configuration with all pipelines of these kinds. pipeline: lines for each of them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_bundles(folder)
+    made = {name: found for name, found in PIPELINES.items() if found[0] in kinds}
     text = HEAD.format(node=node, folder=folder, url=url, mqtt=mqtt, more=more, more_node=more_node)
-    for name, (kind, source, model, lines) in PIPELINES.items():
-        if kind in kinds:
-            text += pipeline_table(name, f'topic = "{node}/+machine/{kind}", {source}', model, delivery, lines, pipeline)
+    for model in dict.fromkeys(model for _, _, model, _ in made.values()):
+        text += model_table(model)
+    for name, (kind, source, model, lines) in made.items():
+        text += pipeline_table(name, f'topic = "{node}/+machine/{kind}", {source}', model, delivery, lines, pipeline)
     path = folder / "device.toml"
     path.write_text(text)
     return path
+
+
+def model_table(name: str) -> str:
+    return f'\n[models.{name}]\nbundle = "{name}.edge"\n'
 
 
 def pipeline_table(name: str, source: str, model: str, delivery: str, *lines: str) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from paho.mqtt import client as paho
@@ -30,13 +31,11 @@ class Sender:
     def __init__(self, port: int, messages: Sequence[Input], *, client_id: str, rate: float, window: int = 1) -> None:
         """rate: messages a second. window: messages of a topic that may be unconfirmed."""
         self.sent = self.repeats = 0
-        self.confirmed_s: list[float] = []
         self._messages, self._rate, self._window = messages, rate, window
-        self._lock = threading.Lock()
+        self._answers: SimpleQueue[tuple[int, bool]] = SimpleQueue()
         self._waiting: dict[str, deque[Input]] = {}
         self._open: dict[str, int] = {}
         self._by_mid: dict[int, Input] = {}
-        self._early: set[int] = set()
         self._again: deque[tuple[float, Input]] = deque()
         self._running = threading.Event()
         self._closed = False
@@ -66,8 +65,7 @@ class Sender:
     @property
     def idle(self) -> bool:
         """Whether nothing is unconfirmed."""
-        with self._lock:
-            return not self._by_mid and not self._again
+        return not self._by_mid and not self._again
 
     def wait(self, timeout_s: float) -> None:
         """Until everything is confirmed; fails with how much was not."""
@@ -97,25 +95,27 @@ class Sender:
             time.sleep(TICK_S)
 
     def _send_what_may_go(self) -> None:
-        with self._lock:
-            while self._again and self._again[0][0] <= time.monotonic():
-                self._publish(self._again.popleft()[1])
-            for topic, waiting in self._waiting.items():
-                while waiting and self._open.get(topic, 0) < self._window:
-                    self._open[topic] = self._open.get(topic, 0) + 1
-                    self._publish(waiting.popleft())
+        while not self._answers.empty():
+            self._note(*self._answers.get())
+        while self._again and self._again[0][0] <= time.monotonic():
+            self._publish(self._again.popleft()[1])
+        for topic, waiting in self._waiting.items():
+            while waiting and self._open.get(topic, 0) < self._window:
+                self._open[topic] = self._open.get(topic, 0) + 1
+                self._publish(waiting.popleft())
 
     def _publish(self, message: Input) -> None:
-        mid = self._client.publish(message.topic, message.payload, 1).mid
-        self._by_mid[mid] = message
+        self._by_mid[self._client.publish(message.topic, message.payload, 1).mid] = message
 
-    def _on_publish(self, _client: paho.Client, _user: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
-        with self._lock:
-            message = self._by_mid.pop(mid)
-            if code.is_failure or code.value == NO_MATCHING_SUBSCRIBERS:
-                self.repeats += 1
-                self._again.append((time.monotonic() + RETRY_S, message))
-                return
+    def _note(self, mid: int, taken: bool) -> None:
+        message = self._by_mid.pop(mid)
+        if taken:
             self._open[message.topic] -= 1
             self.sent += 1
-            self.confirmed_s.append(time.monotonic())
+        else:
+            self.repeats += 1
+            self._again.append((time.monotonic() + RETRY_S, message))
+
+    def _on_publish(self, _client: paho.Client, _user: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
+        """Called back under a lock of paho's that publish takes, too: only note it down."""
+        self._answers.put((mid, not code.is_failure and code.value != NO_MATCHING_SUBSCRIBERS))

@@ -28,14 +28,17 @@ def test_nothing_is_lost_and_nothing_changed_by_kills_at_random_moments(
     assert verdict.duplicates <= KILLS * MAX_INFLIGHT
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_nothing_is_lost_by_a_kill_at_a_named_point(
-    keeping_broker: Broker, make_trial: Callable[..., Trial], point: str
+def test_nothing_is_lost_by_kills_at_every_named_point(
+    keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=240, rate=400)
-    trial.begin(f"{point}:20")
-    trial.node.await_death()
-    trial.node.start()
+    trial = make_trial(keeping_broker, count=2000, rate=200)
+    points = list(POINTS)
+    trial.random.shuffle(points)
+    trial.begin(f"{points[0]}:{trial.random.randint(1, 30)}")
+    for following in (*points[1:], ""):
+        trial.node.await_death()
+        trial.node.start(*([f"{following}:{trial.random.randint(1, 30)}"] if following else []))
     verdict = trial.finish()
 
     assert verdict.problems == []
+    assert trial.node.kills == len(POINTS)

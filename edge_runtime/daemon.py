@@ -138,6 +138,7 @@ class Daemon:
             boot_id=self.boot_id,
             every_s=config.node.metrics_interval_s,
             started_ns=self._started_ns,
+            counted=self.loop.account().pipelines,
             store=lambda: store_metrics(self._journal, self.loop.outbox),
         )
         self._wear = WearMeter(now_ns=self._started_ns, budget_mb_per_day=config.store.budget_mb_per_day)

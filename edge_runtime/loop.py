@@ -250,9 +250,9 @@ class Loop:
         now_ns = self._written_down_ns = self._now_ns()
         self._waits_since_ns = 0
         for lane, turn, _ in ended:
-            turn.committed_ns = now_ns
             if turn.results:
-                turn.spent.append(("commit", [now_ns - turn.decided_ns], len(turn.results)))
+                turn.commit_ns = now_ns - turn.decided_ns
+                turn.spent.append(("commit", [turn.commit_ns], len(turn.results)))
             for queued in turn.messages:
                 lane.connection.acks.settled(queued.messages)
         for connection, messages in given_up:

@@ -121,16 +121,19 @@ class Meter:
         boot_id: str,
         every_s: float,
         started_ns: int,
+        counted: Iterable[Account] = (),
         store: Callable[[], StoreMetrics | None] = _none,
         cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
-        """recorders: of the pipelines that are timed. models: "name@version" by pipeline. cpu_ns: of the process."""
+        """recorders: of the pipelines that are timed. models: "name@version" by pipeline. counted: what earlier runs have, by
+        pipeline. cpu_ns: of the process.
+        """
         self._store = store
         self._lanes, self._connections, self._recorders, self._models = lanes, connections, recorders, models
         self._boot_id, self._every_s = boot_id, every_s
         self._started_ns = self._last_ns = started_ns
         self._cpu_ns, self._last_cpu_ns = cpu_ns, cpu_ns()
-        self._counted: dict[str, Account] = {}
+        self._counted = {account.pipeline: account for account in counted}
 
     def document(
         self,

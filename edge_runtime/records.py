@@ -340,8 +340,8 @@ class Turn(msgspec.Struct):
     spent: what the stages cost, in ns, and how many messages or windows each figure stands for, one figure where those
     are several. messages, accepted and spent are emptied when it is settled.
     dropped counts messages, window_drops windows, by (stream, reason). emitted_ns: per result, when its last message
-    was received. decided_ns: when the results were decided; committed_ns: when they were safe, 0 where that is not
-    asked for. unchanged: results not published because nothing changed,
+    was received. decided_ns: when the results were decided; commit_ns: how long it took from there until they were
+    safe, 0 where nothing is committed. unchanged: results not published because nothing changed,
     per stream. events: segments that ended. lost_before_us, restarts: numbers that never came, and restarts of the
     producer's numbering, per stream. marks, model_states, alarms, segments (the open one, None after it ended), told,
     dropped_at_gap: the new value of each small state that this turn changed, per stream, as of this turn; marks and
@@ -369,7 +369,7 @@ class Turn(msgspec.Struct):
     spent: list[tuple[Stage, list[int], int]] = []
     emitted_ns: list[int] = []
     decided_ns: int = 0
-    committed_ns: int = 0
+    commit_ns: int = 0
     window_drops: dict[tuple[str, str], int] = {}
     unchanged: dict[str, int] = {}
     state_changes: list[StateChange] = []

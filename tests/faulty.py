@@ -6,6 +6,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.delivery.database import Record
+from edge_runtime.delivery.store import RETRY_MAX_NS, Store
+
 ERRORS = ("disk I/O error", "database or disk is full", "attempt to write a readonly database")
 
 
@@ -54,3 +57,30 @@ class Disk:
         if self.down or self.calls == self.refuse:
             self.refused += 1
             raise sqlite3.OperationalError(self.error)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def wait(self) -> None:
+        self.ns += RETRY_MAX_NS
+
+
+def filled(store: Store, n: int = 40) -> list[Record]:
+    """A new store's records, committed and closed."""
+    store.load()
+    bodies = [bytes([i]) * (i * 40) for i in range(n)]
+    records = [Record(store.put(i % 5, body), i % 5, body) for i, body in enumerate(bodies)]
+    assert store.commit(sync=True)
+    store.close()
+    return records
+
+
+def heal(store: Store, disk: Disk, clock: Clock) -> None:
+    disk.down, disk.refuse = False, 0
+    clock.wait()
+    assert store.commit(sync=False)

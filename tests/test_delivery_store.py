@@ -255,11 +255,11 @@ def test_a_file_of_another_page_size_is_used_as_it_is(path: Path, open_store: Op
 
 def test_the_disk_it_takes_does_not_grow_with_what_passes_through(store: Store, path: Path) -> None:
     last = store.put(1, b"")
-    for i in range(5000):
+    for i in range(6000):
         last, before = store.put(1, bytes(i % 3000)), last
         assert store.commit(sync=False)
         store.discard(before)
-        assert sum(file.stat().st_size for file in path.parent.iterdir()) < 2 * 1024 * 1024
+        assert sum(file.stat().st_size for file in path.parent.iterdir()) < 5 * 1024 * 1024
 
 
 def test_a_hundred_thousand_records_are_loaded_and_every_one_is_checked(store: Store, open_store: OpenStore) -> None:

@@ -1,11 +1,10 @@
-"""The store on a disk that fails: nothing put and not discarded is ever lost, and nothing else comes back."""
+"""The store on a disk that refuses: nothing put and not discarded is ever lost, and nothing else comes back."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-import random
 import shutil
 import sqlite3
 import subprocess
@@ -13,10 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty import ERRORS, Disk
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from faulty import ERRORS, Clock, Disk, filled, heal
 
 from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.store import RETRY_MAX_NS, RETRY_MIN_NS, Store, StoreSettings
@@ -24,17 +20,6 @@ from edge_runtime.delivery.store import RETRY_MAX_NS, RETRY_MIN_NS, Store, Store
 MEMORY = "delivery as with `memory`"
 UNIX_S = 1_790_000_000.0
 STAMP = "20260921T141320Z"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.ns = 0
-
-    def __call__(self) -> int:
-        return self.ns
-
-    def wait(self) -> None:
-        self.ns += RETRY_MAX_NS
 
 
 @pytest.fixture
@@ -65,20 +50,6 @@ def new_store(path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
 NewStore = Callable[..., Store]
 
 
-def filled(store: Store, n: int = 40) -> list[Record]:
-    """A new store's records, committed and closed."""
-    store.load()
-    bodies = [bytes([i]) * (i * 40) for i in range(n)]
-    records = [Record(store.put(i % 5, body), i % 5, body) for i, body in enumerate(bodies)]
-    assert store.commit(sync=True)
-    store.close()
-    return records
-
-
-def in_quarantine(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if "-20" in file.name)
-
-
 def scenario(store: Store) -> dict[int, Record]:
     """A life with every call the store makes; what must be in it at the end."""
     store.load()
@@ -106,12 +77,6 @@ def scenario(store: Store) -> dict[int, Record]:
     assert store.read(first[1]) in (bytes([1]) * 300, None)
     store.commit(sync=True)
     return records
-
-
-def heal(store: Store, disk: Disk, clock: Clock) -> None:
-    disk.down, disk.refuse = False, 0
-    clock.wait()
-    assert store.commit(sync=False)
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "with time between"])
@@ -372,296 +337,3 @@ def test_a_folder_that_is_a_file_is_survived(tmp_path: Path, new_store: NewStore
 
     assert store.load() == []
     assert store.problem.endswith(MEMORY)
-
-
-def cut_in_half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def overwrite_with_garbage(path: Path) -> None:
-    path.write_bytes(random.Random(1).randbytes(20_000))
-
-
-def overwrite_with_text(path: Path) -> None:
-    path.write_text("this is not a database\n" * 100)
-
-
-def flip_in_a_body(path: Path) -> None:
-    flip(path, path.read_bytes().index(bytes([39]) * 40) + 20)
-
-
-def flip_in_a_page_header(path: Path) -> None:
-    flip(path, path.read_bytes().index(b"\x0d", 1024))
-
-
-def flip(path: Path, at: int, bits: int = 0x10) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= bits
-    path.write_bytes(content)
-
-
-def make_a_foreign_database(path: Path) -> None:
-    path.unlink()
-    foreign(path, "CREATE TABLE somebody (elses INTEGER)")
-
-
-def make_a_newer_format(path: Path) -> None:
-    foreign(path, "PRAGMA user_version = 99")
-
-
-def make_another_application(path: Path) -> None:
-    foreign(path, "PRAGMA application_id = 99")
-
-
-def make_another_schema(path: Path) -> None:
-    foreign(path, "CREATE TABLE more (id INTEGER)")
-
-
-def foreign(path: Path, sql: str) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute(sql)
-    connection.close()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        cut_in_half, overwrite_with_garbage, overwrite_with_text, flip_in_a_body, flip_in_a_page_header,
-        make_a_foreign_database, make_a_newer_format, make_another_application, make_another_schema,
-    ],
-)  # fmt: skip
-def test_an_unsound_store_is_moved_aside_and_a_clean_one_started(
-    path: Path, new_store: NewStore, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    filled(new_store())
-    damage(path)
-    damaged = path.read_bytes()
-    store = new_store()
-
-    assert store.load() == []
-    assert store.problem == ""
-    assert store.quarantined == str(path.parent / f"store.db.corrupt-{STAMP}")
-    assert Path(store.quarantined).read_bytes() == damaged
-    assert [record.message for record in caplog.records] == ["store_quarantined"]
-    new = store.put(1, b"new")
-    assert store.commit(sync=False)
-    store.close()
-    assert new_store().load() == [Record(new, 1, b"new")]
-
-
-def test_stores_moved_aside_in_one_second_get_numbers_and_keep_their_logs(path: Path, new_store: NewStore) -> None:
-    for _ in range(3):
-        overwrite_with_garbage(path)
-        path.with_name("store.db-wal").write_bytes(b"its log")
-        store = new_store()
-        assert store.load() == []
-        store.close()
-
-    names = [f"store.db.corrupt-{STAMP}{number}" for number in ("", ".1", ".2")]
-    assert in_quarantine(path.parent) == sorted([*names, *(f"{name}-wal" for name in names)])
-
-
-def test_whichever_byte_is_flipped_records_are_loaded_as_they_were_or_moved_aside(tmp_path: Path) -> None:
-    made = Store(tmp_path / "store.db", StoreSettings())
-    old = filled(made, 12)
-    whole = (tmp_path / "store.db").read_bytes()
-    rnd = random.Random(1)
-    moved = 0
-    for n, at in enumerate([*range(100), *rnd.sample(range(100, len(whole)), 200)]):
-        path = tmp_path / str(n) / "store.db"
-        path.parent.mkdir()
-        path.write_bytes(whole)
-        flip(path, at, 1 << rnd.randrange(8))
-        store = Store(path, StoreSettings())
-        loaded = store.load()
-        assert store.problem == "", at
-        assert [record[1:] for record in loaded] == ([] if store.quarantined else [record[1:] for record in old]), at
-        assert store.put(1, b"") not in {record.id for record in loaded}
-        assert store.commit(sync=False), at
-        moved += bool(store.quarantined)
-        store.close()
-    assert moved > 20
-
-
-@pytest.mark.parametrize("left", [b"", None], ids=["empty", "missing"])
-def test_a_log_without_its_database_is_moved_aside_not_deleted(
-    path: Path, new_store: NewStore, left: bytes | None
-) -> None:
-    store = new_store()
-    store.load()
-    store.put(1, b"in the log only")
-    assert store.commit(sync=False)
-    copy = path.parent / "copy" / "store.db"
-    copy.parent.mkdir()
-    log = shutil.copy(f"{path}-wal", f"{copy}-wal")
-    written = Path(log).read_bytes()
-    if left is not None:
-        copy.write_bytes(left)
-    again = new_store(at=copy)
-
-    assert again.load() == []
-    assert again.problem == ""
-    assert Path(f"{again.quarantined}-wal").read_bytes() == written
-
-
-@pytest.mark.parametrize("left", [0.0, 0.3, 0.7, 0.99])
-def test_a_shortened_log_gives_an_older_store_and_never_a_wrong_one(
-    path: Path, new_store: NewStore, left: float
-) -> None:
-    store = new_store()
-    store.load()
-    states: list[list[int]] = [[]]
-    ids: list[int] = []
-    for i in range(30):
-        ids.append(store.put(1, bytes([i]) * 100 * i))
-        if i % 3 == 2:
-            store.discard(ids.pop(0))
-        assert store.commit(sync=False)
-        states.append(list(ids))
-    copy = path.parent / "copy" / "store.db"
-    copy.parent.mkdir()
-    for suffix in ("", "-wal"):
-        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
-    log = copy.with_name("store.db-wal")
-    os.truncate(log, int(log.stat().st_size * left))
-    again = new_store(at=copy)
-
-    assert [record.id for record in again.load()] in states
-    assert again.quarantined == ""
-
-
-def flip_in_the_oldest_body(path: Path) -> str:
-    flip(path, path.read_bytes().index(b"oldest") + 2)
-    return "the checksum of a record is wrong"
-
-
-def flip_in_the_oldest_page(path: Path) -> str:
-    content = path.read_bytes()
-    page_bytes = int.from_bytes(content[16:18], "big")
-    flip(path, content.index(b"oldest") // page_bytes * page_bytes, 0xFF)
-    return "database disk image is malformed"
-
-
-@pytest.mark.parametrize("damage", [flip_in_the_oldest_body, flip_in_the_oldest_page])
-def test_damage_met_while_running_is_said_and_moved_aside_at_the_next_start(
-    path: Path, new_store: NewStore, clock: Clock, damage: Callable[[Path], str]
-) -> None:
-    store = new_store()
-    store.load()
-    ids = [store.put(1, b"oldest" + bytes(10))]
-    ids += [store.put(1, bytes(60_000)) for _ in range(60)]
-    assert store.commit(sync=False)
-    store.close()
-    disk = Disk()
-    store = new_store(disk)
-    assert len(store.load()) == len(ids)
-    error = damage(path)
-    waiting = store.put(1, b"waiting")
-    for id_ in ids:
-        store.read(id_)
-    store.discard(ids[0])
-    store.commit(sync=False)
-    clock.wait()
-    assert store.problem == f"the store is corrupt: {error}; {MEMORY} until a restart, which moves it aside"
-    calls = disk.calls
-    assert not store.commit(sync=False)
-    assert disk.calls == calls
-    assert store.read(waiting) == b"waiting"
-    store.close()
-    again = new_store()
-    assert again.load() == []
-    assert again.quarantined == str(path.parent / f"store.db.corrupt-{STAMP}")
-
-
-class AnyLife(RuleBasedStateMachine):
-    """The store against a dict, over faults and crashes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(os.path.realpath(os.environ.get("TMPDIR", "/tmp"))) / f"store-{os.getpid()}-{id(self)}"
-        self.runs = 0
-        self.clock = Clock()
-        self.kept: dict[int, Record] = {}
-        self.committed: dict[int, Record] = {}
-        self.unsure = False
-        self.start()
-
-    def start(self) -> None:
-        self.disk = Disk()
-        self.store = Store(
-            self.folder / str(self.runs) / "store.db", StoreSettings(), now_ns=self.clock, connect=self.disk.connect
-        )
-        self.loaded = {record.id: record for record in self.store.load()}
-
-    @rule(kind=st.integers(0, 9), size=st.integers(0, 3000))
-    def put(self, kind: int, size: int) -> None:
-        body = random.Random(size).randbytes(size)
-        id_ = self.store.put(kind, body)
-        assert id_ not in self.kept
-        assert id_ > max(self.kept, default=0)
-        self.kept[id_] = Record(id_, kind, body)
-
-    @precondition(lambda self: self.kept)
-    @rule(choice=st.randoms(use_true_random=False))
-    def discard(self, choice: random.Random) -> None:
-        id_ = choice.choice(sorted(self.kept))
-        del self.kept[id_]
-        self.store.discard(id_)
-
-    @rule(sync=st.booleans())
-    def commit(self, sync: bool) -> None:
-        if self.store.commit(sync=sync):
-            self.committed, self.unsure = dict(self.kept), False
-        else:
-            self.unsure = True
-
-    @rule(error=st.sampled_from(ERRORS), late=st.booleans(), after=st.integers(1, 6))
-    def break_a_call(self, error: str, late: bool, after: int) -> None:
-        self.disk.error, self.disk.late, self.disk.refuse = error, late, self.disk.calls + after
-
-    @rule()
-    def break_the_disk(self) -> None:
-        self.disk.down = True
-
-    @rule()
-    def heal_and_commit(self) -> None:
-        heal(self.store, self.disk, self.clock)
-        self.committed, self.unsure = dict(self.kept), False
-
-    @rule()
-    def wait(self) -> None:
-        self.clock.wait()
-
-    @rule()
-    def crash(self) -> None:
-        before = self.folder / str(self.runs)
-        self.runs += 1
-        if before.exists():
-            shutil.copytree(before, self.folder / str(self.runs))
-        self.store.close()
-        old = {**self.committed, **self.kept} if self.unsure else self.committed
-        sure = [id_ for id_ in self.committed if id_ in self.kept] if self.unsure else list(self.committed)
-        self.start()
-        assert self.loaded == {id_: old[id_] for id_ in self.loaded}
-        assert set(sure) <= set(self.loaded)
-        self.kept, self.committed, self.unsure = dict(self.loaded), dict(self.loaded), False
-
-    @invariant()
-    def reads_are_right(self) -> None:
-        for id_ in list(self.kept)[-3:]:
-            body = self.store.read(id_)
-            failing = self.store.problem or self.disk.down or self.disk.refuse
-            assert body == self.kept[id_].body or (body is None and failing)
-
-    def teardown(self) -> None:
-        heal(self.store, self.disk, self.clock)
-        self.store.close()
-        self.runs += 0
-        self.start()
-        assert self.loaded == self.kept
-        self.store.close()
-        shutil.rmtree(self.folder)
-
-
-AnyLife.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-test_any_life_of_the_store_ends_with_what_was_put_and_not_discarded = AnyLife.TestCase

@@ -29,6 +29,7 @@ class Gauge:
             boot_id="b1",
             every_s=10.0,
             started_ns=bench.clock.monotonic_ns,
+            counted=bench.loop.account().pipelines,
             cpu_ns=lambda: self.cpu_ns,
         )
 
@@ -71,6 +72,17 @@ def test_rates_and_recent_percentiles_are_those_since_the_document_before() -> N
     assert [d.at - first.at for d in (first, second, third)] == [0.0, 8.0, 8.5]
 
 
+def test_what_earlier_runs_counted_is_no_rate_of_this_one() -> None:
+    bench = Bench()
+    bench.loop._ledger.restore(Account("p", "s", received=900, accepted=900, windows=400, results=400, confirmed=400))
+    gauge = Gauge(bench)
+    bench.arrive(STILL)
+    bench.steps()
+    found = gauge.read(2.0).pipelines["p"]
+
+    assert (found.messages_per_s, found.results_per_s) == (0.5, 0.5)
+
+
 def test_a_document_tells_what_waits_how_long_and_what_is_on_the_worker() -> None:
     model = HeldModel()
     bench = Bench(model=model, worker=True)
@@ -89,6 +101,18 @@ def test_a_document_tells_what_waits_how_long_and_what_is_on_the_worker() -> Non
     assert held.oldest_ms == 750.0
     assert held.messages_per_s == 2.4
     assert (after.turns_in_flight, after.queue_depth, after.oldest_ms) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("durable", "sync", "told"), [(False, False, "memory"), (True, False, "normal"), (True, True, "full")]
+)
+def test_a_pipeline_tells_its_tier_of_delivery(durable: bool, sync: bool, told: str) -> None:
+    bench = Bench()
+    gauge = Gauge(bench)
+    lane = bench.loop._lanes["p"]
+    lane.durable, lane.sync = durable, sync
+
+    assert gauge.read(1.0).pipelines["p"].delivery == told
 
 
 def test_cpu_time_is_told_as_cores_used_over_the_interval() -> None:

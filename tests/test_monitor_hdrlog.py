@@ -433,12 +433,12 @@ def test_the_slowest_windows_are_logged_with_all_their_stages_the_slowest_first(
         "id": "0",
         "seq": [1, 2],
         "batch": 3,
-        "lat_ms": stages | {"publish": 6.0, "e2e": 15.0},
+        "lat_ms": stages | {"commit": 0.0, "publish": 6.0, "e2e": 15.0},
         "temperature_c": 61.5,
         "throttled": ["throttled"],
     }
     assert (second["stream"], second["batch"], second["at"]) == ("line/7", 1, pytest.approx(1_699_999_999, abs=1e-6))
-    assert second["lat_ms"] == stages | {"publish": 13.15, "e2e": 14.15}
+    assert second["lat_ms"] == stages | {"commit": 0.0, "publish": 13.15, "e2e": 14.15}
 
 
 def test_what_is_not_known_of_the_device_is_null(latency_log: LatencyLog) -> None:

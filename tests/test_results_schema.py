@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 from bundles import means_manifest
 from test_loop import Bench
@@ -16,7 +17,8 @@ from test_metrics import Gauge
 
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.device.heat import Heat
-from edge_runtime.metrics import Metrics
+from edge_runtime.device.wear import Wear
+from edge_runtime.metrics import Metrics, StoreMetrics
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
 from edge_runtime.mqtt.topics import Tree
 from edge_runtime.records import Message, Outgoing, Queued, StageTimes
@@ -78,13 +80,16 @@ def published(*, alarm_on: str = "moving", labels: tuple[str, ...] = ("still", "
 
 
 def metrics() -> list[Metrics]:
-    """With and without traffic, and what a device may know of its heat."""
+    """With and without traffic, and what a device may know of its heat, its store and its storage."""
     bench = Bench("p", "q")
     gauge = Gauge(bench)
     for rows in (STILL, MOVING, b"{"):
         bench.arrive(rows)
     bench.steps()
-    return [gauge.read(1.0, heat=heat) for heat in (Heat(), Heat(51.5, ()), Heat(80.0, ("throttled",)))]
+    plain = [gauge.read(1.0, heat=heat) for heat in (Heat(), Heat(51.5, ()), Heat(80.0, ("throttled",)))]
+    store, young = StoreMetrics("", 3, 0.001, 7, "/s/store.db.corrupt-1"), Wear(4096, 4096, None)
+    older = msgspec.structs.replace(young, mb_per_day=9.5, budget_mb_per_day=1000.0)
+    return [*plain, *(msgspec.structs.replace(plain[0], store=store, wear=wear) for wear in (young, older))]
 
 
 def test_the_committed_schemas_are_what_the_records_and_the_page_give(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class Tuning(NamedTuple):
     """
 
     max_bytes: int
-    page_bytes: int = 1024
-    checkpoint_bytes: int = MIB
+    page_bytes: int
+    checkpoint_bytes: int = 4 * MIB
     cache_bytes: int = 2 * MIB
 
 

@@ -39,7 +39,8 @@ DELETE = "DELETE FROM records WHERE place = ?"
 WRITE = "INSERT INTO records VALUES (?, ?) ON CONFLICT (place) DO UPDATE SET sealed = excluded.sealed"
 LENGTH_BITS = 32
 DISK_PER_MB = 4
-SD_CARD_COMMIT_WAIT_MS = 100.0
+COMMIT_WAIT_MS = {"default": 0.0, "sd-card": 100.0}
+PAGE_BYTES = {"default": 1024, "sd-card": 512}
 LOCKED = "database is locked"
 RETRY_MIN_NS, RETRY_MAX_NS = 500_000_000, 10_000_000_000
 
@@ -51,7 +52,8 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may wait on disk, and what it may cost. Raises ValueError for settings that contradict each other.
 
-    commit_wait_ms: how long a finished turn may wait to share a transaction; by default 0, in the profile sd-card 100.
+    profile: sd-card writes less at once and less often, for more work; the pages of a file stay as they were made.
+    commit_wait_ms: how long a finished turn may wait to share a transaction; by default 0, for sd-card 100.
     max_mb, max_results, max_age_s: of the results that wait to be sent, 0 s for any age; the file may take four times
     max_mb. when_full: whether the oldest results give way or messages are no longer acknowledged. replay_per_s:
     results a second of a backlog. budget_mb_per_day: what may be written to the disk before it is said, 0 for any
@@ -78,7 +80,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """commit_wait_ms, or what the profile has for it."""
         if self.commit_wait_ms is not None:
             return self.commit_wait_ms
-        return SD_CARD_COMMIT_WAIT_MS if self.profile == "sd-card" else 0.0
+        return COMMIT_WAIT_MS[self.profile]
 
 
 class Store:
@@ -100,7 +102,7 @@ class Store:
         self.problem = ""
         self.quarantined = ""
         self._path = path
-        self._tuning = Tuning(max_bytes=settings.max_mb * DISK_PER_MB * MIB)
+        self._tuning = Tuning(settings.max_mb * DISK_PER_MB * MIB, PAGE_BYTES[settings.profile])
         self._now_ns, self._unix_s, self._connect = now_ns, unix_s, connect
         self._connection: sqlite3.Connection | None = None
         self._loaded = False

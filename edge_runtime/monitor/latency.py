@@ -276,7 +276,7 @@ class StageRecorder:
                 noteworthy = True
         if len(e2e_ns) >= most:
             self._fold("e2e")
-        self.record_share("publish", written_ns - (turn.committed_ns or turn.decided_ns), len(turn.emitted_ns))
+        self.record_share("publish", written_ns - turn.decided_ns - turn.commit_ns, len(turn.emitted_ns))
         if noteworthy:
             self._look_closer(turn, written_ns)
 

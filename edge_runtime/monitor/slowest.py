@@ -13,9 +13,13 @@ from edge_runtime.records import Result, StageTimes, Turn
 NS_PER_S = 1e9
 
 
-class WindowTimes(StageTimes, frozen=True, gc=False):
-    """Every stage of one window, ms. publish: decided to written. e2e: receipt of its last message to written."""
+class WindowTimes(StageTimes, frozen=True, kw_only=True, gc=False):
+    """Every stage of one window, ms. commit: decided to safe, 0 where nothing is committed.
 
+    publish: from there to written. e2e: receipt of its last message to written.
+    """
+
+    commit: float = 0.0
     publish: float
     e2e: float
 
@@ -43,6 +47,7 @@ class SlowWindow(NamedTuple):
 
     e2e_ns: int
     nth: int
+    commit_ns: int
     publish_ns: int
     written_ns: int
     batch: int
@@ -61,7 +66,7 @@ class SlowWindow(NamedTuple):
             id=result.id,
             seq=result.seq,
             batch=self.batch,
-            lat_ms=WindowTimes(publish=_ms(self.publish_ns), e2e=_ms(self.e2e_ns), **times),
+            lat_ms=WindowTimes(**times, commit=_ms(self.commit_ns), publish=_ms(self.publish_ns), e2e=_ms(self.e2e_ns)),
             temperature_c=temperature_c,
             throttled=throttled,
         )
@@ -78,11 +83,11 @@ class Slowest:
 
     def offer(self, turn: Turn, e2e_ns: list[int], written_ns: int) -> None:
         """Look at every result of a turn. e2e_ns: per result."""
-        publish_ns = written_ns - turn.decided_ns
+        commit_ns, publish_ns = turn.commit_ns, written_ns - turn.decided_ns - turn.commit_ns
         for result, ns in zip(turn.results, e2e_ns, strict=True):
             if ns > self.floor_ns:
                 self._offered += 1
-                found = SlowWindow(ns, self._offered, publish_ns, written_ns, len(turn.windows), result)
+                found = SlowWindow(ns, self._offered, commit_ns, publish_ns, written_ns, len(turn.windows), result)
                 keep = heapreplace if len(self._kept) == self._most else heappush
                 keep(self._kept, found)
                 self.floor_ns = self._floor_ns()

@@ -272,7 +272,7 @@ class MqttClient:
         return messages
 
     def _has_read_lately(self, now_ns: int) -> bool:
-        """Whether a client that is held need not read: the broker has answered all, and its last word is not long ago."""
+        """Whether a client that is held need not read now: all it asked is answered, and its last read not long ago."""
         return self.subscribed and now_ns - self._read_ns < self._settings.keepalive_s * 500_000_000
 
     def _do_what_is_due(self, now_ns: int) -> None:

@@ -14,7 +14,8 @@ from trial import Trial
 
 StartTrial = Callable[..., Trial]
 
-PERSISTENT = ("persistence true", "autosave_interval 1", "max_queued_messages 1000000")
+AUTOSAVE_S = 1
+PERSISTENT = ("persistence true", f"autosave_interval {AUTOSAVE_S}", "max_queued_messages 1000000")
 LONG = os.environ.get("EDGE_CHAOS") == "long"
 SEED = int(os.environ.get("EDGE_CHAOS_SEED", "1"))
 

@@ -3,6 +3,7 @@
 rows     numbered rows, windows of 8 with hop 3: each spans several messages (`hop`, and `changes` on the same stream)
 chunk    numbered chunks of 8 rows: two windows a message (`halves`), one with a carried state (`running`)
 plain    rows without number or time, many of them equal: windows of 4 with hop 2 (`plain`)
+burst    numbered windows for a model that takes its time (`storm`); only where a test asks for it
 
 All but `changes` publish every window; `hop`, `changes` and `running` have an alarm with k of n and hysteresis.
 """
@@ -32,6 +33,8 @@ CHUNK_ROWS = 8
 BEGAN_S = 1_700_000_000
 MS = 1_000_000
 STEPS = 64
+SLOW_ROUNDS = 8192
+"""Of the slow model's loop: some milliseconds a window."""
 
 HEAD = """
 [node]
@@ -57,6 +60,7 @@ PIPELINES = {
     "halves": ("chunk", NUMBERED, "means4", ""),
     "running": ("chunk", NUMBERED, "running", ALARM.format(score=0.55)),
     "plain": ("plain", 'path = "v"', "means4", "window = { hop = 2 }"),
+    "storm": ("burst", NUMBERED, "slow", 'execution = "worker"'),
 }
 KINDS = ("rows", "chunk", "plain")
 NUMBERED_KINDS = ("rows", "chunk")
@@ -100,6 +104,8 @@ def inputs(
 def _payload(seed: int, kind: str, machine: str, n: int) -> bytes:
     if kind == "rows":
         return json.dumps({"n": n, "at": BEGAN_S + n / RATE_HZ, "v": _row(seed, machine, n)}).encode()
+    if kind == "burst":
+        return json.dumps({"n": n, "at": BEGAN_S + n / RATE_HZ, "v": [[SLOW_ROUNDS, 0]] * 4}).encode()
     if kind == "plain":
         return json.dumps({"v": [round(x * 8) / 8 for x in _row(seed, machine, n)]}).encode()
     rows = [_row(seed, machine, n * CHUNK_ROWS + i) for i in range(CHUNK_ROWS)]

@@ -45,7 +45,7 @@ class Trial:
     ) -> None:
         """count, rate: messages, and how many a second. settings: more lines of the configuration, as write_scene."""
         log.info("trial", extra={"seed": seed, "count": count, "rate": rate, "delivery": delivery})
-        self.seed, self.random, self.broker = seed, random.Random(seed), broker
+        self.seed, self.random, self.broker, self.kinds = seed, random.Random(seed), broker, kinds
         self.name = f"f{uuid.uuid4().hex[:8]}"
         self.proxy = Proxy(broker.port, seed=seed) if through_proxy else None
         url = self.proxy.url if self.proxy else broker.url
@@ -66,6 +66,13 @@ class Trial:
         self.node.start(*faults)
         self.node.wait_connected()
         self.sender.start()
+
+    def storm(self, *, count: int, rate: float) -> Sender:
+        """Producers that do not wait for each other's confirmations, in place of the trial's own."""
+        self.inputs = inputs(self.seed, count, node=self.name, kinds=self.kinds)
+        name = f"storm-{self.name}"
+        self.sender = Sender(self.broker.port, self.inputs, client_id=name, rate=rate, window=1000)
+        return self.sender
 
     def live(self, seconds: float) -> None:
         """Let it run for a while; the time between faults is part of the experiment."""

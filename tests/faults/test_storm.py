@@ -1,0 +1,82 @@
+"""Ten times more than the model can take: the policy decides what gives way, and memory is bounded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from broker import Broker, until
+from conftest import LONG
+from scene import SLOW_ROUNDS
+from trial import Trial
+
+from edge_runtime.model.bundle import read
+from edge_runtime.model.session import Session, SessionSettings
+
+pytestmark = pytest.mark.broker
+
+TIMES = 10
+STORM_S = 20.0 if LONG else 3.0
+QUEUE = 64
+MOST_GROWTH_MB = 25.0
+STREAMS = 2
+
+
+def capacity(bundle: Path) -> float:
+    """Windows a second of the slow model."""
+    session = Session(read(bundle), SessionSettings())
+    window = np.full((1, 4, 2), SLOW_ROUNDS, np.float32)
+    begun_s = time.perf_counter()
+    for _ in range(20):
+        session.predict(window)
+    return 20 / (time.perf_counter() - begun_s)
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "latest_only", "block"])
+def test_a_storm_of_ten_times_the_capacity_is_met_as_the_policy_says_in_bounded_memory(
+    keeping_broker: Broker, make_trial: Callable[..., Trial], policy: str
+) -> None:
+    queue = f'queue = {{ max = {QUEUE}, when_full = "{policy}" }}'
+    trial = make_trial(keeping_broker, count=20, rate=100, kinds=("burst",), pipeline=queue)
+    rate = TIMES * capacity(trial.config.parent / "slow.edge")
+    storm = trial.storm(count=int(rate * STORM_S), rate=rate)
+    trial.node.start()
+    trial.node.wait_connected()
+    storm.start()
+    until(lambda: trial.sink.results() > 20, what="results")
+    rss_mb = [trial.node.rss_mb]
+    while not storm.done:
+        time.sleep(0.1)
+        rss_mb.append(trial.node.rss_mb)
+    summary = trial.node.stop()
+    trial.sink.catch_up()
+
+    assert max(rss_mb) - rss_mb[0] < MOST_GROWTH_MB
+    assert_accounted_for(trial, storm.sent, summary, policy)
+
+
+def assert_accounted_for(trial: Trial, sent: int, summary: dict[str, Any], policy: str) -> None:
+    """Every message that came is in one of the ledger's drawers, and the results say so, too."""
+    (account,) = [one for one in summary["ledger"]["pipelines"] if one["pipeline"] == "storm"]
+    results = [json.loads(one.payload) for one in trial.sink.arrivals if "/out/" in one.topic]
+    dropped = account["dropped"].get("queue_full", 0)
+
+    assert summary["balanced"]
+    assert account["received"] == account["accepted"] + sum(account["dropped"].values()) + account["queued"]
+    assert account["accepted"] == account["results"] == account["confirmed"] == len(results)
+    assert len({one["id"] for one in results}) == len(results)
+    for machine in ("a", "b"):
+        numbers = [one["seq"][0] for one in results if one["stream"] == machine]
+        assert numbers == sorted(numbers)
+    if policy == "block":
+        assert dropped == 0
+        assert account["received"] < sent
+    else:
+        assert account["received"] == sent
+        assert dropped > sent / 2
+        assert {one["seq"][0] for one in results[-2:]} == {sent // STREAMS - 1}

@@ -61,7 +61,8 @@ class Arrivals:
                     lane.expect(queued.messages)
             else:
                 self._refuse(connection, lane, queued.messages)
-        for stream, gave_way in lane.queue.offer(admitted):
+        room = self._journal.memory if lane.careful and self._journal is not None else 0
+        for stream, gave_way in lane.queue.offer(admitted, room=room):
             self._ledger.dropped(name, stream, "queue_full")
             if self._journal is not None and lane.durable:
                 self._journal.dropped(name, stream, "queue_full")

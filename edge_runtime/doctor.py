@@ -153,7 +153,7 @@ def _commit(config: Config, tier: str, took_ms: list[float]) -> Finding:
     if not took_ms:
         return fail("commit", f"{tier}: nothing can be committed in node.state_dir", "see state_dir and disk")
     median_ms, wait_ms = took_ms[len(took_ms) // 2], config.store.wait_ms
-    found = f"{tier}: {median_ms:.2g} ms a commit here, the longest of {len(took_ms)} {took_ms[-1]:.2g} ms"
+    found = f"{tier}: {median_ms:.2g} ms a commit here, the longest of {len(took_ms)}: {took_ms[-1]:.2g} ms"
     found += f"; after store.commit_wait_ms = {wait_ms:g}" if wait_ms else ""
     late = [
         f"pipelines.{name}.deadline_ms = {pipeline.deadline_ms:g}"

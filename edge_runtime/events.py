@@ -30,6 +30,7 @@ class NodeEvents:
         self._publications, self._publish, self._unix_s = publications, publish, unix_s
         self._connections, self._store = list(connections), store
         self._counted: dict[tuple[str, str], int] = {}
+        self._problems: dict[str, str] = {}
         self._problem = self._quarantined = ""
         self._unbalanced: set[tuple[str, str, str]] = set()
 
@@ -57,6 +58,11 @@ class NodeEvents:
                 if n > self._counted.get(key, 0):
                     self._counted[key] = n
                     yield event, {"session": connection.session, "times": n}
+            problem = connection.client.problem
+            if problem != self._problems.get(connection.session, ""):
+                self._problems[connection.session] = problem
+                if problem:
+                    yield "connection_problem", {"session": connection.session, "problem": problem}
 
     def _of_store(self) -> Iterator[Found]:
         store = self._store

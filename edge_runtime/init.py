@@ -102,6 +102,11 @@ def render(manifest: Manifest, bundle: str, choices: Choices) -> str:
             *_rules(manifest),
         ],
         ["[latency]", *(f"# {key} = {value}" for key, value in _settings(LatencySettings()).items())],
+        [
+            "[store]",
+            "# Results, and inputs of open windows, on disk; for a card that writing wears out:",
+            '# profile = "sd-card"',
+        ],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
@@ -211,6 +216,8 @@ def _rules(manifest: Manifest) -> list[str]:
         f"# decide = {{ {_alarm(manifest)}, k = 3, n = 5 }}",
         "# What may wait, and what gives way when input outruns the device.",
         f"# queue = {_table(QueueSettings())}",
+        '# What was acknowledged survives a crash ("normal"), a loss of power as well ("full"), or neither ("memory").',
+        '# delivery = "full"',
         "# A result for every window, or only when label or alarm change.",
         '# publish = "change"',
         "# A result written later than this after its last message is counted as a miss; 0 for none.",

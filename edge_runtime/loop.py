@@ -103,6 +103,8 @@ class Loop:
         accepting: take new messages; otherwise those of QoS 1 stay, unacknowledged, with the broker.
         """
         self.rounds += 1
+        for lane in self._lanes.values():
+            lane.connection.client.held = lane.queue.full
         if not any(map(self._may_begin, self._lanes.values())):
             self._wait(self._idle_s(timeout_s))
         self._poll(accepting=accepting)
@@ -114,7 +116,8 @@ class Loop:
             self._end_turn(lane, lane.in_flight.popleft())
         if self._journal is not None and self._commit_due(hurry=not accepting):
             self._commit(self._journal)
-        self.outbox.replay()
+        if accepting:
+            self.outbox.replay()
         for connection in self._connections:
             connection.client.flush()
         written_ns = self._now_ns()
@@ -177,11 +180,11 @@ class Loop:
             letter = DeadLetter(runs[0].stream, POISON, "the process has ended in its turn, time and again", message)
             log.error("poison", extra={"pipeline": name, "stream": runs[0].stream, "topic": message.topic})
             self.on_poison(name, letter)
-            self._keep(lane, Turn(name, runs, self._now_ns(), dead_letters=[letter]), journal)
+            self._keep(lane, lane.pipeline.reject(runs[0], letter), journal)
         else:
             if message.dup:
                 lane.suspect = message
-                journal.commit(sync=lane.sync)
+                journal.commit(sync=lane.sync or any(one.lane.sync for one in self._uncommitted))
             self._run(lane, runs)
         if not any(other.careful or other.suspect for other in self._lanes.values()):
             journal.forget_notes()
@@ -281,7 +284,6 @@ class Loop:
     def _settle(self) -> None:
         """Account for the turns that have ended, after their results have left: nobody waits for that."""
         ended, self._ended = self._ended, []
-        self.outbox.register()
         for lane, turn, _ in ended:
             self._ledger.settle(turn)
             lane.recorder.record_turn(turn)
@@ -289,6 +291,7 @@ class Loop:
 
     def confirm(self) -> None:
         """Account for what the broker has answered, and for what was written at QoS 0."""
+        self.outbox.register()
         delivered, failed = self._publisher.confirmed()
         if delivered:
             pipelines = self.outbox.delivered(delivered)

@@ -125,8 +125,9 @@ class Meter:
         store: Callable[[], StoreMetrics | None] = _none,
         cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
-        """recorders: of the pipelines that are timed. models: "name@version" by pipeline. counted: what earlier runs have, by
-        pipeline. cpu_ns: of the process.
+        """recorders: of the pipelines that are timed. models: "name@version" by pipeline.
+
+        counted: what earlier runs have, by pipeline. cpu_ns: of the process.
         """
         self._store = store
         self._lanes, self._connections, self._recorders, self._models = lanes, connections, recorders, models

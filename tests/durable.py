@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 from bundles import means_manifest
 
+from edge_runtime.delivery.database import Connect
 from edge_runtime.delivery.journal import Basis, Journal
 from edge_runtime.delivery.ledger import Account, Ledger
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
@@ -175,6 +177,7 @@ class Node:
         max_waiting: int = 1000,
         run_id: str = "run",
         model: object = None,
+        connect: Connect = sqlite3.connect,
     ) -> None:
         self.folder, self.broker = folder, broker or SessionBroker()
         self.clock = clock or ManualClock(monotonic_ns=1_000_000_000)
@@ -182,7 +185,7 @@ class Node:
         self.ledger, self.client = Ledger(), SessionClient(self.broker, self.clock)
         clocks = {"now_ns": lambda: self.clock.monotonic_ns, "unix_s": lambda: self.clock.unix_ns / 1e9}
         self.bases = {name: plan.basis for name, plan in self.plans.items() if plan.delivery != "memory"}
-        self.store = Store(folder / STORE, store, **clocks)
+        self.store = Store(folder / STORE, store, connect=connect, **clocks)
         records = self.store.load()
         self.journal = Journal(self.store, memory=memory, bases=self.bases)
         self.journal.restore(records)

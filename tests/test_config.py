@@ -61,7 +61,7 @@ def test_the_documented_configuration_is_read_and_paths_start_at_its_folder(tmp_
         ("max = 256", "max = 1024", "pipelines.vibration.queue.max", ["1024", "receive_maximum"]),
         ("drop_oldest", "drop_odlest", "pipelines.vibration.queue.when_full", ["drop_odlest", "drop_oldest"]),
         ("k = 3", "k = 0", "pipelines.vibration.decide.k", ["0"]),
-        ('delivery = "memory"', 'delivery = "normal"', "pipelines.vibration.delivery", ["normal", "memory"]),
+        ('delivery = "memory"', 'delivery = "norml"', "pipelines.vibration.delivery", ["norml", "normal", "memory"]),
         ("mqtts://broker.local:8883", "http://x", "mqtt", ["mqtt://"]),
         ("k = 3, n = 5 }", "k = 3, n = 5 }\ndeadline_ms = -1", "pipelines.vibration.deadline_ms", ["-1", "at least 0"]),
         ("[mqtt]", "metrics_interval_s = 1e-9\n[mqtt]", "node", ["metrics_interval_s = 1e-09", "0 or at least 0.1"]),

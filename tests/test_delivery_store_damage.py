@@ -78,6 +78,16 @@ def flip(path: Path, at: int, bits: int = 0x10) -> None:
     path.write_bytes(content)
 
 
+def leave_out_a_row(path: Path) -> None:
+    """One less in the count of cells that a page's header has: every record that is left is whole."""
+    content = bytearray(path.read_bytes())
+    page_bytes = int.from_bytes(content[16:18], "big")
+    count = content.index(bytes([2]) * 80) // page_bytes * page_bytes + 4
+    assert content[count] > 1
+    content[count] -= 1
+    path.write_bytes(content)
+
+
 def make_a_foreign_database(path: Path) -> None:
     path.unlink()
     foreign(path, "CREATE TABLE somebody (elses INTEGER)")
@@ -105,7 +115,8 @@ def foreign(path: Path, sql: str) -> None:
     "damage",
     [
         cut_in_half, overwrite_with_garbage, overwrite_with_text, flip_in_a_body, flip_in_a_page_header,
-        make_a_foreign_database, make_a_newer_format, make_another_application, make_another_schema,
+        leave_out_a_row, make_a_foreign_database, make_a_newer_format, make_another_application,
+        make_another_schema,
     ],
 )  # fmt: skip
 def test_an_unsound_store_is_moved_aside_and_a_clean_one_started(

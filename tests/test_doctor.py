@@ -105,7 +105,7 @@ def test_a_commit_is_timed_on_the_disk_that_it_will_go_to_and_leaves_nothing_the
     found = commits(tmp_path, 'delivery = "full"')
 
     assert (found.status, list((tmp_path / "state").iterdir())) == ("ok", [])
-    told = re.fullmatch(r"full: (\S+) ms a commit here, the longest of (\d+) (\S+) ms", found.found)
+    told = re.fullmatch(r"full: (\S+) ms a commit here, the longest of (\d+): (\S+) ms", found.found)
     assert told is not None
     assert 0 < float(told[1]) <= float(told[3])
     assert 1 <= int(told[2]) <= 50

@@ -87,7 +87,7 @@ def test_every_setting_that_is_often_chosen_has_a_line_in_its_table(manifest: Ma
     assert {
         "node.metrics_interval_s", "node.inline_limit_ms", "mqtt.client", "mqtt.max_unwritten_bytes",
         "models.intra_op_threads", "models.max_batch", "pipelines.deadline_ms", "pipelines.execution",
-        "latency.enabled", "latency.slowest",
+        "pipelines.delivery", "latency.enabled", "latency.slowest", "store.profile",
     } <= set(offered)  # fmt: skip
     assert any(SETTING.match(line) and "time_field" in line and "clock_synced = true" in line for line in lines)
 

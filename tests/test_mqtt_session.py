@@ -12,6 +12,8 @@ from driving import drive
 from scripted import RECEIVE_MAXIMUM, Scripted
 
 from edge_runtime.mqtt.client import MqttClient
+from edge_runtime.mqtt.transport import Waiter
+from edge_runtime.testing import MemoryClient
 
 MakeClient = Callable[..., MqttClient]
 Events = Callable[[], list[tuple[str, str]]]
@@ -153,3 +155,15 @@ def test_connections_that_end_for_a_known_reason_accuse_nobody(make_client: Make
 
     assert client.problem == ""
     assert client.counters.taken_over == 0
+
+
+def test_input_that_a_held_client_has_left_wakes_nobody() -> None:
+    client = MemoryClient()
+    client.more = client.held = True
+    wait, before = Waiter([client]), time.monotonic()
+    wait(0.05)
+    assert time.monotonic() - before >= 0.05
+
+    client.held = False
+    wait(WAIT_S)
+    assert time.monotonic() - before < WAIT_S

@@ -87,14 +87,13 @@ def test_what_lies_in_the_store_and_what_is_written_has_a_line() -> None:
         wear=msgspec.structs.replace(wear, mb_per_day=None),
     )
 
-    assert lines_of(found)[2] == "  store keeps 1,204 (3.1 MB), written 3.2 MB in the last hour, 77 of 1,000 MB/day"
+    assert lines_of(found)[2] == "  store keeps 1,204 (3.1 MB), 3.2 MB/h written, 77 of 1,000 MB/day"
     assert lines_of(worse)[2] == (
-        "  store not written keeps 1,204 (3.1 MB), 96 replayed, unsound one at /s/store.db.corrupt-1\\x1b, "
-        "written 3.2 MB in the last hour"
+        "  store keeps 1,204 (3.1 MB), 96 replayed, unsound one at /s/store.db.corrupt-1\\x1b, 3.2 MB/h written"
     )
     assert lines_of(msgspec.structs.replace(found, store=None, wear=None))[2] == ""
     unbounded = msgspec.structs.replace(wear, budget_mb_per_day=0.0)
-    assert lines_of(msgspec.structs.replace(found, wear=unbounded))[2].endswith("hour, 77 MB/day")
+    assert lines_of(msgspec.structs.replace(found, wear=unbounded))[2].endswith("written, 77 MB/day")
 
 
 def test_of_the_ledger_only_what_happened_is_shown() -> None:
@@ -283,7 +282,9 @@ def test_where_there_is_no_room_the_chosen_pipeline_is_shown_alone_and_whole(pip
     found = metrics("p", "q")
     summary = found.latency["p"]["decode"]
     stages = {name: dict.fromkeys(TIMED, summary) for name in ("p", "q")}
-    nodes = known(("n", "metrics", msgspec.structs.replace(found, latency=stages, recent=stages)))
+    store, wear = StoreMetrics("", 1204, 3.14, 96, ""), Wear(9_000_000, 3_200_000, 76.8, 1000.0)
+    found = msgspec.structs.replace(found, latency=stages, recent=stages, store=store, wear=wear)
+    nodes = known(("n", "metrics", found))
     lines = drawn(nodes, width=80, height=24, pipeline=pipeline)
     shown = [line.split()[0] for line in lines if line.startswith("  ") and line.strip()]
 

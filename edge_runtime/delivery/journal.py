@@ -116,13 +116,14 @@ class Journal:
     """Writes settled turns to the store, and reads them back at start.
 
     node: of this run; before: of the run before, None when there was none. settled: the ledger as of what was settled.
+    memory: messages of a pipeline remembered against redelivery.
     """
 
     def __init__(self, store: Store, *, memory: int, bases: Mapping[str, Basis]) -> None:
-        """memory: messages of a pipeline remembered against redelivery. bases: of every pipeline that is kept."""
+        """bases: of every pipeline that is kept."""
         self.settled, self.node = Ledger(), Node()
         self.before: Node | None = None
-        self.store, self._memory, self._bases = store, memory, bases
+        self.store, self.memory, self._bases = store, memory, bases
         self._node_record = 0
         self._streams: dict[Key, _Stream] = {}
         self._stream_records, self._account_records = _Latest(store, STREAMS), _Latest(store, ACCOUNTS)
@@ -272,7 +273,8 @@ class Journal:
             one.mark, one.alarm, one.segment, one.told = state.mark, state.alarm, state.segment, state.told
             one.dropped_at_gap, one.carried = state.dropped_at_gap, _carried_of(state.carried)
             if state.holes:
-                one.mark = msgspec.structs.replace(one.mark, given_up=one.mark.given_up + state.holes)
+                given_up, state.holes = state.mark.given_up + state.holes, 0
+                one.mark = state.mark = msgspec.structs.replace(state.mark, given_up=given_up)
             one.kept = [kept for kept in one.kept if kept.resets == state.mark.window.resets]
             found.setdefault(state.basis, {})[stream] = one
         return found
@@ -364,8 +366,8 @@ class Journal:
         n = sum(len(one.contents) for one in seen)
         records.append((record, n))
         total = self._seen_messages.get(pipeline, 0) + n
-        if total >= self._memory + DISCARDED_TOGETHER:
-            while total - records[0][1] >= self._memory:
+        if total >= self.memory + DISCARDED_TOGETHER:
+            while total - records[0][1] >= self.memory:
                 oldest, its_n = records.popleft()
                 total -= its_n
                 self.store.discard(oldest)

@@ -148,7 +148,7 @@ class Outbox:
         """Whether the broker has still to answer for something that is kept nowhere else, or will soon do so."""
         if self._publisher.connected:
             return bool(self._waiting or self._entries or self._handed)
-        return bool(self._waiting.keys() - self._entries.keys())
+        return bool(self._handed) or any(not parcel.record for parcel, _ in self._entries.values())
 
     def is_waiting(self, token: int) -> bool:
         return token in self._waiting
@@ -216,7 +216,10 @@ class Outbox:
         messages = self._read(parcel)
         if messages is None:
             for i in todo:
-                self._give_up(parcel, i, UNREADABLE)
+                if self._journal is not None and self._journal.store.holds(parcel.record):
+                    self._try_later(parcel, i)
+                else:
+                    self._give_up(parcel, i, UNREADABLE)
             return
         last = self._publisher.publish_all([messages[i] for i in todo])
         streams = [parcel.streams[i] for i in todo]
@@ -257,9 +260,17 @@ class Outbox:
 
     def review(self) -> None:
         """Give up what is older than it may be."""
+        if not self._settings.max_age_s:
+            return
         oldest_s = self._unix_s() - self._settings.max_age_s
-        while self._settings.max_age_s and self._backlog and self._backlog[0].unix_s < oldest_s:
+        while self._backlog and self._backlog[0].unix_s < oldest_s:
             self._give_up_all(self._backlog.popleft(), "expired")
+        expired = [one for one in self._refused if one[2].unix_s < oldest_s]
+        if expired:
+            self._refused = [one for one in self._refused if one[2].unix_s >= oldest_s]
+            heapq.heapify(self._refused)
+            for _, _, parcel in expired:
+                self._give_up_all(parcel, "expired")
 
     def restore(self, records: Iterable[Record]) -> None:
         """Take up what the run before has left: it is the backlog. Raises msgspec.DecodeError."""
@@ -299,8 +310,10 @@ class Outbox:
             self._give_up(parcel, i, reason)
 
     def _make_room(self) -> None:
-        while self.full and self._backlog:
-            self._give_up_all(self._backlog.popleft(), "outbox_full")
+        """Of what is not under way, the oldest gives way; of what was refused, that whose time comes first."""
+        while self.full and (self._backlog or self._refused):
+            parcel = self._backlog.popleft() if self._backlog else heapq.heappop(self._refused)[2]
+            self._give_up_all(parcel, "outbox_full")
 
     def _is_over(self, parcel: Parcel) -> None:
         """The fate of one more of its messages is known; of all: it is posted and goes with the next commit."""

@@ -52,7 +52,8 @@ class InputQueue:
     """
 
     def __init__(self, settings: QueueSettings, *, max_streams: int) -> None:
-        self._max = 1 if settings.when_full == "latest_only" else settings.max
+        self._latest_only = settings.when_full == "latest_only"
+        self._max = 1 if self._latest_only else settings.max
         self._max_bytes = settings.max_bytes
         self._blocks_at = sys.maxsize
         if settings.blocks:
@@ -95,13 +96,17 @@ class InputQueue:
             self._streams[stream] = _Waiting()
         return True
 
-    def offer(self, batch: list[Queued]) -> list[tuple[str, Message]]:
-        """Put messages of admitted streams in line; (stream, message) of what had to give way, perhaps some of them."""
+    def offer(self, batch: list[Queued], *, room: int = 0) -> list[tuple[str, Message]]:
+        """Put messages of admitted streams in line; (stream, message) of what had to give way, perhaps some of them.
+
+        room: for so many of a stream, if that is more than there is otherwise; not where only the latest counts.
+        """
+        most = self._max if self._latest_only else max(self._max, room)
         count, size = self._count, self._bytes
         for queued in batch:
             count += len(queued.messages)
             size += _size(queued.messages)
-        if count <= self._max and size <= self._max_bytes and not (self._serving or self._owing):
+        if count <= most and size <= self._max_bytes and not (self._serving or self._owing):
             self._arrived += batch
             self._count, self._bytes = count, size
             return []
@@ -110,7 +115,7 @@ class InputQueue:
             (queued.stream, gave_way)
             for queued in batch
             for message in queued.messages
-            for gave_way in self._squeeze_in(queued.stream, message)
+            for gave_way in self._squeeze_in(queued.stream, message, most)
         ]
 
     def take(self, limit: int) -> list[Queued]:
@@ -165,14 +170,14 @@ class InputQueue:
             waiting.messages += queued.messages
             self._serving[queued.stream] = waiting
 
-    def _squeeze_in(self, stream: str, message: Message) -> list[Message]:
+    def _squeeze_in(self, stream: str, message: Message, most: int) -> list[Message]:
         waiting = self._streams[stream]
         waiting.messages.append(message)
         self._serving[stream] = waiting
         self._count += 1
         self._bytes += len(message.payload)
         gave_way = []
-        while waiting.messages and (len(waiting.messages) > self._max or self._bytes > self._max_bytes):
+        while waiting.messages and (len(waiting.messages) > most or self._bytes > self._max_bytes):
             gave_way.append(self._pop(stream, waiting))
             waiting.given_up += 1
             self._owing.add(stream)

@@ -169,6 +169,10 @@ class Store:
             self._refused(error)
             return None
 
+    def holds(self, id_: int) -> bool:
+        """Whether a record that cannot be read now may be read later: it is on a disk that only refuses."""
+        return id_ in self._places and not self._corrupt
+
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
@@ -217,7 +221,7 @@ class Store:
             self._connection = None
 
     def _write(self, *, sync: bool) -> None:
-        if self._failures:  # a connection that failed may have lost more than it said
+        if self._failures:  # which rolls back, and leaves nothing that a failed fsync may have lost
             self.close()
         connection = self._connection or self._reopened()
         if sync is not self._sync:
@@ -292,7 +296,7 @@ class Store:
         log.error("store_quarantined", extra={"path": str(self._path), "to": self.quarantined, "reason": reason})
 
     def _refused(self, error: Exception) -> None:
-        """Go on in RAM: roll back, or close what does not roll back, and wait before the next try."""
+        """Go on in RAM, and wait before the next try; until then the connection is good for reading."""
         self._corrupt = type(error) is sqlite3.DatabaseError
         if not self._corrupt and not isinstance(error, sqlite3.OperationalError | OSError):
             raise error
@@ -300,19 +304,8 @@ class Store:
         if not self.problem:
             log.error("store_degraded", extra={"path": str(self._path), "error": text})
         self.problem = _problem(text, corrupt=self._corrupt)
-        if not self._rolled_back():
-            self.close()
         self._retry_ns = self._now_ns() + min(RETRY_MIN_NS << min(self._failures, 10), RETRY_MAX_NS)
         self._failures += 1
-
-    def _rolled_back(self) -> bool:
-        connection = self._connection
-        try:
-            if connection is not None and connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            return False
-        return True
 
 
 def _problem(error: str, *, corrupt: bool) -> str:

@@ -98,6 +98,13 @@ class Intake:
             turn.spent.append(("transit", self._transit_ns, 1))
             self._transit_ns = []
 
+    def give_up(self, turn: Turn, run: Queued) -> None:
+        """Messages that are not even to be decoded: they leave a hole."""
+        turn.messages.append(run)
+        self._stream(run.stream).given_up += run.given_up + len(run.messages)
+        if self._keep:
+            self._mark(turn, 0)
+
     def restore(self, stream: str, remembered: Remembered, *, same_windows: bool, offset_ns: int) -> str:
         """Take up where another run of the process ended; "" or why the stream's windows begin anew after all."""
         state, mark, reason = self._stream(stream), remembered.mark, "what its open windows need is not all there"
@@ -149,22 +156,22 @@ class Intake:
                 continue
             usable, stale, rest = _sorted_out(messages, turn.taken_ns, oldest_ns)
             if stale:
-                self._stream(run.stream).given_up += self._drop_stale(turn, run.stream, stale)
+                dropped = Queued(run.stream, stale, 0 if usable else run.given_up)
+                self._stream(run.stream).given_up += self._drop_stale(turn, dropped)
             if usable:
                 found.append(Queued(run.stream, usable, run.given_up))
-            else:
-                self._stream(run.stream).given_up += run.given_up
             if rest:
                 later.append(Queued(run.stream, rest))
         return found, later
 
-    def _drop_stale(self, turn: Turn, stream: str, messages: list[Message]) -> int:
-        """How many of them leave a hole; a retained one is not part of the stream."""
-        turn.messages.append(Queued(stream, messages))
+    def _drop_stale(self, turn: Turn, run: Queued) -> int:
+        """How many of them leave a hole, with those before them; a retained one is not part of the stream."""
+        turn.messages.append(run)
+        messages = run.messages
         for message in messages:
-            _add(turn.dropped, (stream, "stale_retained" if message.retain else "expired"))
+            _add(turn.dropped, (run.stream, "stale_retained" if message.retain else "expired"))
         turn.spent.append(("queue", [turn.taken_ns - message.received_ns for message in messages], 1))
-        return sum([not message.retain for message in messages])
+        return run.given_up + sum([not message.retain for message in messages])
 
     def _take_each(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
         """One after the other. What begins begins when the one before it ended: one reading of the clock for both."""
@@ -199,7 +206,7 @@ class Intake:
             for i, message in enumerate(run.messages):
                 if len(turn.windows) >= self._max_windows:
                     taken, rest, others = run.messages[:i], run.messages[i:], runs[place + 1 :]
-                    turn.messages += [Queued(run.stream, taken)] if taken else []
+                    turn.messages += [Queued(run.stream, taken, run.given_up)] if taken else []
                     turn.left_over = [*others, Queued(run.stream, rest)] if taken else [*runs[place:]]
                     return
                 if not i:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from edge_runtime.records import Floats, InputSpec, Prediction, Queued, Remembered, Turn
+from edge_runtime.records import DeadLetter, Floats, InputSpec, Prediction, Queued, Remembered, Turn
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
@@ -137,6 +137,12 @@ class Pipeline:
         self._buffers[id(turn)] = buffer
         self._intake.take(turn, messages, buffer, offset_ns=self._unix_ns() - turn.taken_ns)
         turn.inputs = buffer.batch()
+        return turn
+
+    def reject(self, run: Queued, letter: DeadLetter) -> Turn:
+        """A turn of a message that must not be looked at."""
+        turn = Turn(self.name, [], self._now_ns(), dead_letters=[letter])
+        self._intake.give_up(turn, run)
         return turn
 
     def predict(self, turn: Turn) -> None:

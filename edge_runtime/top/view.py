@@ -164,7 +164,7 @@ def _store(found: StoreMetrics | None) -> Iterator[str]:
     """What lies there; why it is not written is among the problems."""
     if found is None:
         return
-    yield f"store{' not written' if found.problem else ''} keeps {_number(found.kept)} ({_number(found.kept_mb, 1)} MB)"
+    yield f"store keeps {_number(found.kept)} ({_number(found.kept_mb, 1)} MB)"
     if found.replayed:
         yield f"{_number(found.replayed)} replayed"
     if found.quarantined:
@@ -175,7 +175,7 @@ def _wear(found: Wear | None) -> Iterator[str]:
     """What is written to the storage; no rate, and no budget for it, in the first ten minutes."""
     if found is None:
         return
-    yield f"written {_mb(found.last_hour_bytes)} MB in the last hour"
+    yield f"{_mb(found.last_hour_bytes)} MB/h written"
     if found.mb_per_day is not None:
         budget = f" of {_number(found.budget_mb_per_day)}" if found.budget_mb_per_day else ""
         yield f"{_number(found.mb_per_day)}{budget} MB/day"

@@ -143,13 +143,23 @@ def _alarms(
     for topic in seen.keys() - expected.keys():
         problems.append(f"{topic}: {seen[topic][-1]} was not to come")
     for topic, changes in expected.items():
-        rest = iter(changes)
-        strange = [change for change in seen.get(topic, []) if change not in rest]
-        if strange:
-            problems.append(f"{topic}: {len(strange)} of {len(seen[topic])} changes out of order, first {strange[0]}")
+        backwards = _backwards(changes, seen.get(topic, []))
+        if backwards:
+            problems.append(f"{topic}: {len(backwards)} of {len(seen[topic])} changes out of order: {backwards[0]}")
         kept = retained.get(topic)
         if kept is None or _plain(Document(topic, kept)) != changes[-1]:
             problems.append(f"{topic}: retained {kept} not {changes[-1]}")
+    return problems
+
+
+def _backwards(expected: Sequence[dict[str, Any]], seen: Sequence[dict[str, Any]]) -> list[str]:
+    """Changes that came after a later one, or that were not to come."""
+    problems, last = [], -1
+    for change in seen:
+        now = expected.index(change) if change in expected else -1
+        if now < last or now < 0:
+            problems.append(f"change {now} after change {last} ({change})")
+        last = now
     return problems
 
 

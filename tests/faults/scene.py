@@ -150,7 +150,8 @@ def write_scene(
 
 
 def model_table(name: str) -> str:
-    return f'\n[models.{name}]\nbundle = "{name}.edge"\n'
+    """max_batch: windows of the slow model that run together would take no longer than one."""
+    return f'\n[models.{name}]\nbundle = "{name}.edge"\n' + ("max_batch = 1\n" if name == "slow" else "")
 
 
 def pipeline_table(name: str, source: str, model: str, delivery: str, *lines: str) -> str:

@@ -37,8 +37,7 @@ class Sender:
         self._open: dict[str, int] = {}
         self._by_mid: dict[int, Input] = {}
         self._again: deque[tuple[float, Input]] = deque()
-        self._running = threading.Event()
-        self._closed = False
+        self._paused = self._closed = False
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
         self._client.reconnect_delay_set(0.05, HARDEST_S)  # type: ignore[arg-type]  takes fractions as well
         self._client.max_inflight_messages_set(1000)
@@ -48,15 +47,14 @@ class Sender:
 
     def start(self) -> None:
         self._client.loop_start()
-        self._running.set()
         self._thread.start()
 
     def pause(self) -> None:
         """Begin nothing new; what is unconfirmed is still seen through."""
-        self._running.clear()
+        self._paused = True
 
     def resume(self) -> None:
-        self._running.set()
+        self._paused = False
 
     @property
     def done(self) -> bool:
@@ -64,8 +62,8 @@ class Sender:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is unconfirmed."""
-        return not self._by_mid and not self._again
+        """Whether nothing that was begun is unconfirmed."""
+        return not (self._by_mid or self._again or any(self._waiting.values()))
 
     def wait(self, timeout_s: float) -> None:
         """Until everything is confirmed; fails with how much was not."""
@@ -74,20 +72,20 @@ class Sender:
 
     def close(self) -> None:
         self._closed = True
-        self._running.set()
         if self._thread.is_alive():
             self._thread.join(5)
         self._client.disconnect()
         self._client.loop_stop()
 
     def _run(self) -> None:
-        given, paused_s, start_s = 0, 0.0, time.monotonic()
+        given, start_s = 0, time.monotonic()
+        before_s = start_s
         while not self._closed and not self.done:
-            if not self._running.is_set():
-                before_s = time.monotonic()
-                self._running.wait()
-                paused_s += time.monotonic() - before_s
-            due = min(len(self._messages), int((time.monotonic() - start_s - paused_s) * self._rate) + 1)
+            now_s = time.monotonic()
+            if self._paused:
+                start_s += now_s - before_s
+            before_s = now_s
+            due = max(given, min(len(self._messages), int((now_s - start_s) * self._rate) + 1))
             for message in self._messages[given:due]:
                 self._waiting.setdefault(message.topic, deque()).append(message)
             given = due

@@ -51,7 +51,8 @@ class Sink:
 
     def _on_connect(self, client: paho.Client, _user: Any, _flags: Any, code: Any, _properties: Any) -> None:
         assert not code.is_failure, code
-        client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
+        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+        client.subscribe([(name, options) for name in self._filters])
 
     def _on_message(self, _client: paho.Client, _user: Any, message: paho.MQTTMessage) -> None:
         if message.topic.startswith("marker/"):

@@ -31,10 +31,12 @@ def capacity(bundle: Path) -> float:
     """Windows a second of the slow model."""
     session = Session(read(bundle), SessionSettings())
     window = np.full((1, 4, 2), SLOW_ROUNDS, np.float32)
-    begun_s = time.perf_counter()
+    took_s = []
     for _ in range(20):
+        begun_s = time.perf_counter()
         session.predict(window)
-    return 20 / (time.perf_counter() - begun_s)
+        took_s.append(time.perf_counter() - begun_s)
+    return 1 / min(took_s)
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "latest_only", "block"])
@@ -44,7 +46,7 @@ def test_a_storm_of_ten_times_the_capacity_is_met_as_the_policy_says_in_bounded_
     queue = f'queue = {{ max = {QUEUE}, when_full = "{policy}" }}'
     trial = make_trial(keeping_broker, count=20, rate=100, kinds=("burst",), pipeline=queue)
     rate = TIMES * capacity(trial.config.parent / "slow.edge")
-    storm = trial.storm(count=int(rate * STORM_S), rate=rate)
+    storm = trial.storm(count=STREAMS * int(rate * STORM_S / STREAMS), rate=rate)
     trial.node.start()
     trial.node.wait_connected()
     storm.start()
@@ -53,6 +55,9 @@ def test_a_storm_of_ten_times_the_capacity_is_met_as_the_policy_says_in_bounded_
     while not storm.done:
         time.sleep(0.1)
         rss_mb.append(trial.node.rss_mb)
+    if policy != "block":
+        last = {storm.sent // STREAMS - 1}
+        until(lambda: {one["seq"][0] for one in results(trial)[-STREAMS:]} == last, what="the newest results")
     summary = trial.node.stop()
     trial.sink.catch_up()
 
@@ -60,18 +65,22 @@ def test_a_storm_of_ten_times_the_capacity_is_met_as_the_policy_says_in_bounded_
     assert_accounted_for(trial, storm.sent, summary, policy)
 
 
+def results(trial: Trial) -> list[dict[str, Any]]:
+    return [json.loads(one.payload) for one in list(trial.sink.arrivals) if "/out/" in one.topic]
+
+
 def assert_accounted_for(trial: Trial, sent: int, summary: dict[str, Any], policy: str) -> None:
     """Every message that came is in one of the ledger's drawers, and the results say so, too."""
     (account,) = [one for one in summary["ledger"]["pipelines"] if one["pipeline"] == "storm"]
-    results = [json.loads(one.payload) for one in trial.sink.arrivals if "/out/" in one.topic]
+    told = results(trial)
     dropped = account["dropped"].get("queue_full", 0)
 
     assert summary["balanced"]
     assert account["received"] == account["accepted"] + sum(account["dropped"].values()) + account["queued"]
-    assert account["accepted"] == account["results"] == account["confirmed"] == len(results)
-    assert len({one["id"] for one in results}) == len(results)
+    assert account["accepted"] == account["results"] == account["confirmed"] == len(told)
+    assert len({one["id"] for one in told}) == len(told)
     for machine in ("a", "b"):
-        numbers = [one["seq"][0] for one in results if one["stream"] == machine]
+        numbers = [one["seq"][0] for one in told if one["stream"] == machine]
         assert numbers == sorted(numbers)
     if policy == "block":
         assert dropped == 0
@@ -79,4 +88,3 @@ def assert_accounted_for(trial: Trial, sent: int, summary: dict[str, Any], polic
     else:
         assert account["received"] == sent
         assert dropped > sent / 2
-        assert {one["seq"][0] for one in results[-2:]} == {sent // STREAMS - 1}

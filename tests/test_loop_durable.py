@@ -1,0 +1,354 @@
+"""The turn loop with a store: what is committed before what, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from durable import STORE, Node, Plan, row, swinging
+
+from edge_runtime.delivery.journal import NOTE
+from edge_runtime.delivery.overload import QueueSettings
+from edge_runtime.delivery.store import StoreSettings
+from edge_runtime.testing import ModelOfMeans
+
+S = 1_000_000_000
+MEMORY = Plan(delivery="memory")
+BOTH = {"p": Plan(), "m": MEMORY}
+
+
+class DiskFull:
+    """A disk that may be full: nothing can be done on it then; or gone: it cannot be read."""
+
+    def __init__(self) -> None:
+        self.full = self.gone = False
+
+    def connect(self, path: Path, **options: object) -> sqlite3.Connection:
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql, *parameters):
+                if disk.full or (disk.gone and sql.startswith("SELECT")):
+                    raise sqlite3.OperationalError("database or disk is full")
+                return super().execute(sql, *parameters)
+
+        return sqlite3.connect(path, factory=Connection, **options)
+
+
+def sends(node: Node, n: int, *, first: int = 0, moving: float = 0.0, topic: str = "in/a") -> None:
+    for i in range(first, first + n):
+        node.broker.send(topic, row(i, moving))
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+def ids(node: Node, part: str = "/p/p/out/") -> list[str]:
+    return [body["id"] for _, body in node.broker.documents(part)]
+
+
+def test_acknowledgements_follow_the_commit_and_results_follow_them(tmp_path: Path, calls: list[str]) -> None:
+    node = Node(tmp_path, trap=calls.append)
+    sends(node, 4)
+    node.steps(1)
+
+    assert [call for call in calls if call.startswith("before")] == [
+        "before ingest", "before predict", "before emit", "before commit", "before acknowledge", "before publish_all",
+        "before publish_all",
+    ]  # fmt: skip
+    assert calls.index("after commit") < calls.index("before acknowledge")
+    assert node.broker.acknowledged == [1, 2, 3, 4]
+    assert len(ids(node)) == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "topics", "unused"),
+    [
+        (QueueSettings(max=2), ["in/a"] * 5, {"queue_full": 3}),
+        (QueueSettings(), [f"in/{stream}" for stream in "abcdefghij"], {}),
+        (QueueSettings(), ["elsewhere"] * 2, {}),
+    ],
+    ids=["queue_full", "too_many_streams", "unknown_topic"],
+)
+def test_messages_without_a_turn_are_acknowledged_after_the_commit_too(
+    tmp_path: Path, calls: list[str], queue: QueueSettings, topics: list[str], unused: dict[str, int]
+) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    node = Node(folder, plans={"p": Plan(queue=queue)}, trap=calls.append)
+    for n, topic in enumerate(topics):
+        node.broker.send(topic, row(n, 0.0))
+    node.steps(1)
+
+    assert calls.index("after commit") < calls.index("before acknowledge")
+    assert node.broker.acknowledged == list(range(1, len(topics) + 1))
+    found = {one.pipeline: one for one in node.loop.account().pipelines}
+    after = Node(node.crash(), node.broker, node.plans)
+    assert {one.pipeline: one for one in after.loop.account().pipelines} == found
+    assert sum(one.received for one in found.values()) == len(topics)
+    if "p" in found:
+        assert found["p"].dropped == unused
+
+
+def test_turns_that_end_within_commit_wait_ms_share_a_transaction(tmp_path: Path, calls: list[str]) -> None:
+    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=100), trap=calls.append)
+    for n in range(10):
+        sends(node, 1, first=n)
+        node.steps(1, s=0.01)
+    assert "before commit" not in calls
+    assert node.broker.acknowledged == []
+    assert (node.account().queued, node.account().in_flight) == (10, 4)
+
+    node.steps(1)
+    assert calls.count("before commit") == 1
+    assert node.broker.acknowledged == list(range(1, 11))
+    assert len(ids(node)) == 4
+
+
+def test_the_turns_that_wait_for_a_commit_are_bounded(tmp_path: Path, calls: list[str]) -> None:
+    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=1e6), trap=calls.append)
+    for n in range(64):
+        sends(node, 1, first=n)
+        node.steps(1)
+
+    assert calls.count("before commit") == 1
+    assert len(node.broker.acknowledged) == 64
+
+
+def test_a_confirmed_result_is_deleted_within_a_second(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    sends(node, 4)
+    node.steps(1)
+    lies = node.records()
+    node.steps(5, s=0.25)
+
+    assert (lies[1], node.records()[1]) == (1, 0)
+
+
+def test_draining_commits_at_once_whatever_may_wait(tmp_path: Path) -> None:
+    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=1e6))
+    sends(node, 4)
+    node.steps(1)
+    assert node.broker.acknowledged == []
+
+    assert node.loop.drain(node.clock.monotonic_ns + S)
+    assert node.broker.acknowledged == [1, 2, 3, 4]
+    assert node.account().confirmed == 1
+
+
+def test_draining_without_a_connection_keeps_the_results_and_ends_at_once(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.client.connected = False
+    sends(node, 8)
+    node.steps(1)
+
+    assert node.loop.drain(node.clock.monotonic_ns + 1)
+    assert (node.account().waiting, ids(node)) == (3, [])
+    after = Node(node.end(), node.broker, node.plans)
+    assert after.account().waiting == 3
+    after.steps(3, s=1.0)
+    assert after.account().confirmed == 3
+    assert len(ids(after)) == 3
+
+
+def test_draining_without_a_connection_waits_for_results_that_are_kept_nowhere(tmp_path: Path) -> None:
+    node = Node(tmp_path, plans=BOTH)
+    node.client.withhold_confirmations = True
+    sends(node, 4)
+    node.steps(1)
+    node.client.connected = False
+
+    deadline_ns = node.clock.monotonic_ns
+    assert not node.loop.drain(deadline_ns)
+    node.client.withhold_confirmations = False
+    assert node.loop.drain(deadline_ns + S)
+
+
+def test_draining_does_not_wait_for_a_backlog(tmp_path: Path) -> None:
+    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=0, replay_per_s=1000))
+    node.client.connected = False
+    sends(node, 100)
+    node.steps(1)
+    node.clock.advance(1.0)
+    node.client.connected = True
+    node.client.withhold_confirmations = True
+
+    assert node.loop.drain(node.clock.monotonic_ns + 1)
+    assert node.account().waiting == 31
+    assert node.loop.account().imbalances == ()
+
+
+def test_results_of_memory_and_durable_pipelines_in_one_step_are_all_accounted_for(tmp_path: Path) -> None:
+    node = Node(tmp_path, plans=BOTH)
+    sends(node, 4)
+    node.steps(2)
+
+    assert (node.account("p").confirmed, node.account("m").confirmed) == (1, 1)
+    assert (node.account("p").waiting, node.account("m").waiting) == (0, 0)
+    assert node.broker.acknowledged == [1, 2, 3, 4]
+    assert {"publish", "e2e"} <= set(node.lanes["m"].recorder.summary())
+
+
+def test_a_result_of_a_memory_pipeline_that_fails_at_once_is_dropped_and_the_durable_one_kept(tmp_path: Path) -> None:
+    node = Node(tmp_path, plans=BOTH)
+    node.client.connected, node.client.refuse_with = False, "not connected"
+    sends(node, 4)
+    node.steps(2)
+
+    assert (node.account("m").waiting, node.account("m").results_dropped) == (0, {"not connected": 1})
+    assert (node.account("p").waiting, node.account("p").results_dropped) == (1, {})
+
+
+def test_a_message_of_both_is_acknowledged_when_the_durable_one_is_committed(tmp_path: Path) -> None:
+    node = Node(tmp_path, plans=BOTH, store=StoreSettings(commit_wait_ms=100))
+    sends(node, 4)
+    node.steps(1, s=0.2)
+    assert len(ids(node, "/p/m/out/")) == 1
+    assert node.broker.acknowledged == []
+
+    node.steps(1)
+    assert node.broker.acknowledged == [1, 2, 3, 4]
+
+
+def test_with_workers_the_results_are_the_same_and_nothing_is_acknowledged_before_the_commit(tmp_path: Path) -> None:
+    found = []
+    for worker in (False, True):
+        folder = tmp_path / str(worker)
+        folder.mkdir()
+        calls: list[str] = []
+        node = Node(folder, plans={"p": Plan(), "q": Plan(publish="change")}, worker=worker, trap=calls.append)
+        for topic, payload in swinging(30):
+            node.broker.send(topic, payload)
+            node.loop.step(0.0)
+        node.until(lambda node=node: len(node.broker.acknowledged) == 60)
+        assert calls.index("after commit") < calls.index("before acknowledge")
+        node.end()
+        found.append(sorted(ids(node, "/out/")))
+    assert found[0] == found[1]
+
+
+def test_with_a_full_disk_results_go_on_and_it_is_all_written_when_there_is_room(tmp_path: Path) -> None:
+    disk = DiskFull()
+    node = Node(tmp_path, connect=disk.connect)
+    disk.full = True
+    sends(node, 8)
+    node.steps(2, s=0.1)
+    assert "disk is full" in node.store.problem
+    assert len(node.broker.acknowledged) == 8
+    assert (len(ids(node)), node.account().confirmed) == (3, 3)
+    assert node.loop.drain(node.clock.monotonic_ns + S)
+
+    disk.full = False
+    sends(node, 4, first=8)
+    node.steps(3, s=20.0)
+    assert node.store.problem == ""
+    after = Node(node.crash(), node.broker, node.plans)
+    assert after.account() == node.account()
+    assert (after.account().received, after.account().confirmed) == (12, 5)
+
+
+def test_a_backlog_outlives_a_disk_that_refuses_for_a_while(tmp_path: Path) -> None:
+    disk = DiskFull()
+    node = Node(tmp_path, connect=disk.connect)
+    node.client.connected = False
+    sends(node, 8)
+    node.steps(1)
+    disk.full = disk.gone = True
+    node.client.connected = True
+    node.steps(3, s=1.0)
+    assert (node.account().waiting, node.account().results_dropped) == (3, {})
+
+    disk.full = disk.gone = False
+    node.steps(12, s=20.0)
+    assert (node.account().confirmed, node.account().waiting, node.account().results_dropped) == (3, 0, {})
+
+
+def test_a_turn_that_has_to_survive_a_power_cut_is_synced_whoever_commits_it(tmp_path: Path) -> None:
+    node = Node(tmp_path, plans={"f": Plan(delivery="full"), "p": Plan()})
+    sends(node, 2)
+    node.loop.step(0.0)
+    node.broker.unacknowledged = {1: ("in/a", row(0, 0.0), True), 2: ("in/a", row(1, 0.0), True)}
+    after = Node(node.crash(), node.broker, node.plans)
+    commit, synced, settled = after.store.commit, [], []
+
+    def noted(*, sync: bool) -> bool:
+        synced.append(sync)
+        settled.append(len(after.loop._uncommitted))
+        return commit(sync=sync)
+
+    after.store.commit = noted
+    after.loop.step(0.0)
+    assert [sync for sync, n in zip(synced, settled, strict=True) if n] == [True] * sum(map(bool, settled))
+    assert any(settled)
+
+
+class Killer(ModelOfMeans):
+    """A model that a window of a certain height kills the process with."""
+
+    def predict(self, inputs):
+        if inputs.max() > 5:
+            raise KeyboardInterrupt
+        return super().predict(inputs)
+
+
+def test_a_message_that_killed_the_process_twice_after_it_was_noted_is_dead_lettered(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    node = Node(folder, model=Killer())
+    sends(node, 3)
+    node.broker.send("in/a", row(3, 9.0))
+    node.broker.send("in/b", row(0, 0.0))
+    sends(node, 5, first=4)
+    for life in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            node.loop.step(0.0)
+        node = Node(node.crash(), node.broker, node.plans, model=Killer())
+        assert life == 0 or node.records()[NOTE] == 1
+    node.steps(3, s=1.1)
+
+    letters = [body for _, body in node.broker.documents("/dead")]
+    assert [(one["reason"], one["stream"]) for one in letters] == [("poison", "a")]
+    assert node.broker.unacknowledged == {}
+    assert [body["seq"] for _, body in node.broker.documents("/out/")] == [[4, 7]]
+    account = node.account()
+    assert (account.dead_lettered, account.accepted, account.lost_before_us) == (1, 9, 0)
+    sends(node, 1, first=9)
+    node.steps(3, s=1.1)
+    assert not node.lanes["p"].careful
+    assert node.records()[NOTE] == 0
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_what_comes_again_is_not_dropped_for_being_taken_one_by_one(tmp_path: Path, worker: bool) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    plans = {"p": Plan(queue=QueueSettings(max=20))}
+    node = Node(folder, plans=plans, store=StoreSettings(commit_wait_ms=1e9), worker=worker)
+    for n in range(3):
+        for stream in "abc":
+            sends(node, 6, first=6 * n, topic=f"in/{stream}")
+        node.loop.step(0.0)
+    node.until(lambda: not any(lane.in_flight or len(lane.queue) for lane in node.lanes.values()))
+    assert node.broker.acknowledged == []
+    after = Node(node.crash(), node.broker, plans, worker=worker)
+    after.client.poll = _by(after.client.poll, after.client, 10)
+    after.until(lambda: not after.broker.unacknowledged)
+    after.until(lambda: after.account().waiting == 0)
+    assert (after.account().accepted, after.account().dropped) == (54, {})
+    after.end()
+
+
+def _by(poll, client, most):
+    """A read that holds no more than so many messages."""
+
+    def polled(timeout_s: float):
+        kept, client._arrived = list(client._arrived)[most:], type(client._arrived)(list(client._arrived)[:most])
+        found = poll(timeout_s)
+        client._arrived.extend(kept)
+        return found
+
+    return polled

@@ -72,5 +72,7 @@ def take_up(
     for key in journal.settled.accounts():
         ledger.restore(msgspec.json.decode(msgspec.json.encode(journal.settled.account(*key)), type=Account))
     loop.states.restore(publications.state_change(pipeline, change) for pipeline, change in journal.shown())
+    if journal.before is not None and journal.before.clean:
+        journal.forget_notes()
     journal.write_node(Node(clean=False, sessions=journal.before.sessions if journal.before else ()))
     journal.commit(sync=False)

@@ -223,7 +223,7 @@ class Node:
             self.client.publish(document)
 
     def _lane(self, name: str, plan: Plan, *, inline: bool) -> Lane:
-        manifest, before = means_manifest(), self.journal.before
+        manifest, before = means_manifest(length=plan.window.samples), self.journal.before
         pipeline = Pipeline(
             name,
             spec=manifest.input,

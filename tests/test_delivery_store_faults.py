@@ -110,20 +110,28 @@ def test_whichever_call_fails_the_store_ends_with_exactly_what_was_put_and_not_d
     assert 20 < n < 199
 
 
+@pytest.mark.parametrize("lasts", [False, True])
 @pytest.mark.parametrize("error", ERRORS)
-def test_whichever_call_of_a_start_fails_old_records_are_loaded_or_moved_aside_whole(
-    path: Path, new_store: NewStore, error: str
+def test_whichever_call_of_a_start_fails_old_records_are_loaded_in_the_end_or_moved_aside_whole(
+    path: Path, new_store: NewStore, error: str, *, lasts: bool
 ) -> None:
     old = filled(new_store())
-    moved = 0
+    moved, pauses_s = 0, []
+
+    def sleep(pause_s: float) -> None:
+        pauses_s.append(pause_s)
+        disk.down = lasts
+
     for n in range(1, 100):
         folder = path.parent / str(n)
         folder.mkdir()
         shutil.copy(path, folder / "store.db")
         disk, clock = Disk(error), Clock()
         disk.refuse = n
-        store = Store(folder / "store.db", StoreSettings(), now_ns=clock, unix_s=lambda: UNIX_S, connect=disk.connect)
+        options = {"now_ns": clock, "unix_s": lambda: UNIX_S, "sleep": sleep, "connect": disk.connect}
+        store = Store(folder / "store.db", StoreSettings(), **options)
         loaded = store.load()
+        disk.down = False
         assert loaded in ([], old)
         assert bool(loaded) is (store.problem == "")
         new = store.put(9, b"new")
@@ -136,7 +144,8 @@ def test_whichever_call_of_a_start_fails_old_records_are_loaded_or_moved_aside_w
         assert new_store(at=folder / "store.db").load() == [*loaded, Record(new, 9, b"new")]
         if not disk.refused:
             break
-    assert moved > 5
+    assert moved > 5 if lasts else not moved
+    assert {*pauses_s} == ({*LOAD_PAUSES_S} if lasts else {LOAD_PAUSES_S[0]})
     assert n < 99
 
 

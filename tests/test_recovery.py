@@ -10,23 +10,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
-from durable import PLAIN, SOURCE, Crash, Node, Plan, SessionBroker, Trap, row, swinging
+from durable import PLAIN, Crash, Node, Plan, SessionBroker, Trap, swinging
 
 from edge_runtime.stream.decide import DecideSettings
 from edge_runtime.stream.window import WindowSettings
 
+NOTHING_BUT_VALUES = msgspec.structs.replace(PLAIN, time_field="")
 Inputs = Sequence[tuple[str, bytes]]
 BATCH = 3
+TIMES = ("lat_ms", "t0", "t1", "start", "end", "peak_at", "since")
+CHANGES = {"window": WindowSettings(samples=4, hop=3), "publish": "change", "decide": DecideSettings("moving", 0.5)}
 NUMBERED = {
     "p": Plan(),
-    "q": Plan(window=WindowSettings(samples=4, hop=3), publish="change", decide=DecideSettings("moving", 0.5)),
+    "q": Plan(**CHANGES),
     "r": Plan(streaming=True, window=WindowSettings(samples=4, hop=4)),
 }
-UNNUMBERED = {
-    "p": Plan(source=PLAIN),
-    "q": Plan(source=PLAIN, window=WindowSettings(samples=4, hop=3), publish="change"),
-}
+UNNUMBERED = {"p": Plan(source=PLAIN), "q": Plan(source=PLAIN, **CHANGES)}
+BARE = {"p": Plan(source=NOTHING_BUT_VALUES), "m": Plan(source=NOTHING_BUT_VALUES, delivery="memory")}
+SCENES = {"numbered": NUMBERED, "unnumbered": UNNUMBERED, "bare": BARE}
+
+
+def inputs_of(scene: str, count: int, streams: str = "ab") -> Inputs:
+    """Of a bare scene many are equal, byte for byte."""
+    found = swinging(count, streams=streams, numbered=scene == "numbered")
+    if scene != "bare":
+        return found
+    return [(topic, json.dumps({"v": json.loads(payload)["v"]}).encode()) for topic, payload in found]
 
 
 @pytest.fixture
@@ -40,29 +51,40 @@ def folder() -> Iterator[Path]:
 class Lives:
     """One history of messages, in as many lives of the process as it takes."""
 
-    def __init__(self, folder: Path, plans: dict[str, Plan]) -> None:
-        self.broker, self.plans, self.lives = SessionBroker(), plans, 0
+    def __init__(self, folder: Path, plans: dict[str, Plan], **options: object) -> None:
+        """options: of the nodes."""
+        self.broker, self.plans, self.lives, self.options = SessionBroker(), plans, 0, options
         folder.mkdir()
         self.folder, self.node = folder, None
 
     def go_through(
-        self, inputs: Inputs, trap_of: Callable[[int], Trap], *, crash_after: Callable[[], int] | None = None
+        self,
+        inputs: Inputs,
+        trap_of: Callable[[int], Trap],
+        *,
+        crash_after: Callable[[], int] | None = None,
+        between: Callable[[Node], None] = lambda _: None,
     ) -> None:
-        """trap_of: of the life of that number. crash_after: so many points after what came again was taken."""
+        """trap_of: of the life of that number. crash_after: so many points after what came again was taken.
+
+        between: done to the node between any two batches.
+        """
         left = list(inputs)
         while True:
             self.lives += 1
             try:
                 trap = trap_of(self.lives)
-                self.node = Node(self.folder, self.broker, self.plans, trap=trap)
+                self.node = Node(self.folder, self.broker, self.plans, trap=trap, **self.options)
                 while left:
                     batch, left = left[:BATCH], left[BATCH:]
                     for topic, payload in batch:
                         self.broker.send(topic, payload)
+                    between(self.node)
                     self.node.steps(2, s=0.01)
                     if crash_after and not (trap.at or any(lane.careful for lane in self.node.lanes.values())):
                         trap.at = trap.count + crash_after()
                 trap.at = 0
+                self.node.client.withhold_confirmations = False
                 self.node.steps(3, s=1.1)
                 return
             except Crash:
@@ -82,21 +104,28 @@ class Lives:
                 found.setdefault(out.topic, []).append(json.loads(out.payload)["id"])
         return found
 
-    def alarms(self) -> dict[str, list[bytes]]:
+    def alarms(self) -> dict[str, list[dict[str, Any]]]:
         """What the retained state of each stream was in turn."""
-        found: dict[str, list[bytes]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for out in self.broker.published:
-            if out.retain:
-                found.setdefault(out.topic, []).append(out.payload)
+            if out.retain and "/p/m/" not in out.topic:
+                found.setdefault(out.topic, []).append(_plain(json.loads(out.payload)))
         return {topic: [payload for payload, _ in groupby(payloads)] for topic, payloads in found.items()}
 
     def _documents(self, part: str) -> dict[tuple[str, str], dict[str, Any]]:
         """By topic and id, in the order in which they first came; the same each time one came."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for topic, body in self.broker.documents(part):
-            body.pop("lat_ms", None)
-            assert found.setdefault((topic, body["id"]), body) == body
+            if "/p/m/" not in topic:
+                plain = _plain(body)
+                assert found.setdefault((topic, body["id"]), plain) == plain
         return found
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """Without times, but for those of the sensor's."""
+    by_receipt = body.get("t0", body.get("start", body.get("since"))) < 1.7e9 + 1e6 and BY_RECEIPT
+    return {name: value for name, value in body.items() if name not in (TIMES if by_receipt else TIMES[:1])}
 
 
 def undisturbed(folder: Path, inputs: Inputs, plans: dict[str, Plan]) -> Lives:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from turns import columns
 
 from edge_runtime.delivery.ledger import Ledger
-from edge_runtime.records import Floats, Message, Queued, Rows, Turn
+from edge_runtime.records import Floats, Message, Properties, Queued, Rows, Turn
 from edge_runtime.stream.decide import Decider, DecideSettings
 from edge_runtime.stream.decode import SourceSettings, make_decoder
 from edge_runtime.stream.intake import MOST_APART, TOGETHER_FROM
@@ -56,6 +56,7 @@ class Bench:
             ledger=self.ledger,
             run_id="run",
             clock=self.clock.clock(),
+            keep=True,
             **options,
         )
 
@@ -92,10 +93,10 @@ def of_stream(turn: Turn, stream: str) -> dict[str, object]:
         "windows": windows,
         "results": results,
         "accepted": [
-            (one.epoch, number, message)
+            (one.epoch, number, message, content)
             for one in turn.accepted
             if one.stream == stream
-            for number, message in enumerate(one.messages, one.first)
+            for number, (message, content) in enumerate(zip(one.messages, one.contents, strict=True), one.first)
         ],
         "dead": [letter.message for letter in turn.dead_letters if letter.stream == stream],
         "changes": [change for change in turn.state_changes if change.stream == stream],
@@ -105,6 +106,12 @@ def of_stream(turn: Turn, stream: str) -> dict[str, object]:
             for counts in (turn.duplicates, turn.dropped, turn.window_drops, turn.unchanged)
         ],
         "states": [found.get(stream) for found in (turn.marks, turn.alarms, turn.segments)],
+        "kept": [
+            (one.resets, one.begin + i, number, message)
+            for one in turn.kept
+            if one.stream == stream
+            for i, (number, message) in enumerate(zip(count(one.first), one.messages, strict=False))
+        ],
     }
 
 
@@ -254,6 +261,40 @@ def test_a_hole_before_messages_that_are_too_old_is_known_as_ours() -> None:
 
         (account,) = bench.ledger.snapshot({}, {}, {})
         assert (account.lost_before_us, account.dropped) == (0, {"expired": 1})
+
+
+def expiring(n: int, *, at_s: float = 997.0, expiry_s: int | None = 3, **fields: Any) -> Queued:
+    """It is 1,000 s."""
+    return sample(n, at_s=at_s, properties=Properties(message_expiry_s=expiry_s), **fields)
+
+
+def test_a_message_that_waits_here_for_as_long_as_it_is_good_is_dropped_undecoded() -> None:
+    for together, qos in product((True, False), (0, 1)):
+        bench = Bench(NUMBERED, together=together)
+        turn = bench.run(in_runs([expiring(n, expiry_s=s, qos=qos) for n, s in enumerate((3, 4, None, 4, 4))]))
+
+        assert turn.dropped == {("a", "expired"): 1}
+        assert [result.seq for result in turn.results] == [(1, 4)]
+
+
+def test_a_message_that_expires_before_older_ones_leaves_its_hole_where_it_was() -> None:
+    for together in (True, False):
+        bench = Bench(COUNTED, together=together, window=WindowSettings(samples=4, hop=4))
+        messages = [expiring(n, expiry_s=3 if n == 3 else 9) for n in range(8)]
+        turn = bench.run(in_runs(messages))
+        assert (turn.messages, turn.left_over) == (in_runs(messages[:3]), in_runs(messages[3:]))
+
+        turn = bench.run(turn.left_over)
+        assert (turn.dropped, [result.seq for result in turn.results]) == ({("a", "expired"): 1}, [(3, 6)])
+
+
+def test_what_is_left_of_a_stream_for_a_full_turn_and_an_expired_message_is_one_run() -> None:
+    bench = Bench(NUMBERED, together=False, window=WindowSettings(samples=1, hop=1), max_windows=1)
+    messages = [expiring(n, expiry_s=3 if n in (0, 3) else 9) for n in range(5)]
+    turn = bench.run([*in_runs(messages), expiring(0, expiry_s=9, stream="b"), expiring(0, stream="c")])
+
+    assert turn.messages == [messages[0], expiring(0, stream="c"), messages[1]]
+    assert turn.left_over == [expiring(0, expiry_s=9, stream="b"), *in_runs(messages[2:])]
 
 
 def test_what_a_turn_shares_is_divided_among_its_messages_and_windows() -> None:

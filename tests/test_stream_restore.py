@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from bundles import means_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,6 +114,7 @@ class Sent(msgspec.Struct, frozen=True):
     """
 
     stream: str
+    number: int
     payload: bytes
     age_ns: int
     mid: int
@@ -121,7 +124,8 @@ class Sent(msgspec.Struct, frozen=True):
     paused: bool = False
 
     def message(self, run: int) -> Message:
-        received_ns, properties = now_ns(run) - self.age_ns, Properties(message_expiry_s=self.expiry_s)
+        received_ns, user = now_ns(run) - self.age_ns, (("n", str(self.number)),)
+        properties = Properties("application/json", user, message_expiry_s=self.expiry_s)
         return Message("t", self.payload, received_ns, qos=1, mid=self.mid, dup=self.dup, properties=properties)
 
 
@@ -147,7 +151,10 @@ class Journal:
                 self.rows[name, stream] = msgspec.msgpack.encode(value)
         for stream, mark in turn.marks.items():
             self._release(stream, mark)
-        assert all(kept in self.kept[kept.stream] for kept in turn.kept), "kept, but not needed"
+        for kept in turn.kept:
+            needed = turn.marks[kept.stream].window.needed
+            assert kept in self.kept[kept.stream], "kept, but not needed"
+            assert len(kept.messages) == 1 or kept.begin >= needed
 
     def _release(self, stream: str, mark: StreamMark) -> None:
         kept, window = self.kept.setdefault(stream, deque()), mark.window
@@ -208,7 +215,9 @@ class Run:
     def _restart(self) -> None:
         self.number += 1
         self.pipeline = self.case.pipeline(Ledger(), run=self.number)
-        assert self.pipeline.restore(self.journal.remembered(), same_windows=True, same_model=True) == 0
+        remembered = self.journal.remembered()
+        assert self.pipeline.restore(remembered, same_windows=True, same_model=True) == 0
+        assert marks(self.pipeline) == {stream: one.mark for stream, one in remembered.items()}
 
     def _ingest(self, waiting: Sequence[Sent], n: int) -> tuple[Turn, list[Sent]]:
         """A turn of the next n messages, fewer where some gave way in between; and what is left."""
@@ -253,6 +262,10 @@ class Run:
         return [msgspec.structs.asdict(one) for one in self.ledger.snapshot({}, {}, {})]
 
 
+def marks(pipeline: Pipeline) -> dict[str, StreamMark]:
+    return {stream: state.mark for stream, state in pipeline._intake.streams.items()}
+
+
 def firsts(waiting: Sequence[Sent]) -> list[Sent]:
     """The next message of each stream."""
     found: dict[str, Sent] = {}
@@ -292,13 +305,15 @@ class Sensor:
         return self._sent(odd, number, n, level)
 
     def _sent(self, odd: str, number: int, n: int, level: float) -> Sent:
-        timed, numbered = self.case.source.time_field, self.case.source.seq_field
+        source = self.case.source
+        timed, numbered = source.time_field, source.seq_field or source.seq_property
         moving = [9.0 if odd == "not finite" else level + i / 1000 for i in range(n)]
         rows = [[1 - one if one <= 2 else one, one] for one in moving]
         body = {"i": self.mid, "n": number, "t": UNIX_S - 56 + self.at_s, "v": rows[0] if n == 1 else rows}
         self.at_s += n / RATE_HZ
         one = Sent(
             self.stream,
+            number,
             b"{" if odd == "bad" else json.dumps(body).encode(),
             round((56 - self.at_s) * S),
             self.mid,
@@ -314,7 +329,7 @@ def history(case: Case, rng: random.Random) -> list[Sent]:
     """What the sensors send; each begins with a good message."""
     sensors = {stream: Sensor(stream, case) for stream in "abc"}
     sizes, odd = rng.choice([[1], [1], [3], [1, 2, 5], [1, 1, 1, 1, 7]]), rng.choice([0.03, 0.2, 0.5])
-    sent = [sensor.send("usual", rng.choice(sizes), 0.5) for sensor in sensors.values()]
+    sent = [sensor.send("usual", 1, 0.5) for sensor in sensors.values()]
     for _ in range(STEPS):
         kind = rng.choice(ODD) if rng.random() < odd else "usual"
         sent.append(sensors[rng.choice("aaab")].send(kind, rng.choice(sizes), rng.choice(LEVELS)))
@@ -330,7 +345,7 @@ SOURCES = [
     SourceSettings(topic="t", path="v", seq_field="n" * numbered, time_field="t" * timed)
     for numbered in (True, False)
     for timed in (True, False)
-]
+] + [SourceSettings(topic="t", format="msgpack", path="v", seq_property="n")]
 CASES = st.builds(
     Case,
     source=st.sampled_from(SOURCES),
@@ -363,3 +378,171 @@ def test_what_a_pipeline_tells_does_not_depend_on_how_often_its_process_ends(cas
     assert disturbed.told == undisturbed.told
     assert disturbed.account() == undisturbed.account()
     assert disturbed.journal.rows == undisturbed.journal.rows
+
+
+FOUR = Case(
+    source=SOURCES[1],
+    window=WindowSettings(samples=4, hop=2),
+    rate_hz=RATE_HZ,
+    lead_in=0,
+    streaming=True,
+    together=True,
+    publish="change",
+    max_windows=256,
+)
+TIMED, COUNTED = (msgspec.structs.replace(FOUR, source=source) for source in SOURCES[2:4])
+
+
+def begun(case: Case, n: int = 5, **fields: object) -> tuple[Run, list[Sent]]:
+    """A run that has settled a turn of so many messages of one sample, and the next ones."""
+    sensor, subject = Sensor("a", case), Run(case)
+    sent = [msgspec.structs.replace(sensor.send("usual", 1, i / 20), **fields) for i in range(20)]
+    subject.play(sent[:n], [n])
+    return subject, sent[n:]
+
+
+def taken_up(subject: Run, remembered: dict[str, Remembered], **same: bool) -> int:
+    """How many streams another run of the process begins anew."""
+    subject.number += 1
+    subject.pipeline = subject.case.pipeline(Ledger(), run=subject.number)
+    return subject.pipeline.restore(remembered, **{"same_windows": True, "same_model": True, **same})
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
+    records = [record for record in caplog.records if record.levelno == logging.WARNING]
+    return [(record.getMessage(), record.stream, record.reason) for record in records]
+
+
+def windows_of(subject: Run, sent: Sequence[Sent]) -> list[tuple[int, int, bool]]:
+    turn, _ = subject._ingest(sent, len(sent))
+    return [(window.first_seq, window.last_seq, window.fresh) for window in turn.windows]
+
+
+def test_without_keeping_a_turn_remembers_nothing() -> None:
+    for n in (1, 8):
+        pipeline = FOUR.pipeline(Ledger(), run=0, keep=False)
+        sensor = Sensor("a", FOUR)
+        turn = pipeline.process([Queued("a", [sensor.send("usual", 1, 0.5).message(0) for _ in range(n)])])
+
+        assert (turn.marks, turn.kept, {one.contents for one in turn.accepted}) == ({}, [], {()})
+
+
+def test_windows_that_are_whole_messages_keep_no_inputs() -> None:
+    case = msgspec.structs.replace(FOUR, window=WindowSettings(samples=1, hop=1))
+    for n in (1, 8):
+        subject, _ = begun(case, n)
+        assert subject.journal.kept == {"a": deque()}
+        assert list(subject.journal.remembered()["a"].mark.window.held) == []
+
+
+@pytest.mark.parametrize("spoil", ["payload", "missing", "resets", "other rows"])
+def test_a_stream_whose_kept_inputs_are_not_all_there_begins_anew_and_says_so(
+    caplog: pytest.LogCaptureFixture, spoil: str
+) -> None:
+    subject, rest = begun(FOUR)
+    remembered = subject.journal.remembered()
+    (kept,) = remembered["a"].kept  # of two messages
+    payloads = {"payload": b"{", "other rows": b'{"n": 7, "t": 1, "v": [[1, 0], [0, 1]]}'}
+    spoiled = [msgspec.structs.replace(one, payload=payloads.get(spoil, one.payload)) for one in kept.messages]
+    other = kept.resets + (spoil == "resets")
+    remembered["a"].kept = [msgspec.structs.replace(kept, messages=spoiled, resets=other)] * (spoil != "missing")
+
+    assert taken_up(subject, remembered) == 1
+    ((event, stream, reason),) = warnings(caplog)
+    assert (event, stream) == ("stream_begins_anew", "a")
+    assert ("malformed" in reason) == (spoil == "payload")
+    turn, _ = subject._ingest(rest[:6], 6)
+    assert [(window.first_seq, window.last_seq, window.fresh) for window in turn.windows] == [
+        (8, 11, True),
+        (10, 13, False),
+    ]
+    assert turn.marks["a"].window.resets == 1
+    assert turn.lost_before_us == {}
+
+
+def test_other_window_settings_begin_the_windows_anew_and_leave_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    subject, rest = begun(FOUR)
+    remembered = subject.journal.remembered()
+
+    assert taken_up(subject, remembered, same_windows=False) == 0
+    assert warnings(caplog) == []
+    turn, _ = subject._ingest(rest[:4], 4)
+    subject._finish(turn)
+    assert [(window.first_seq, window.fresh) for window in turn.windows] == [(8, True)]
+    assert (turn.marks["a"].window.resets, turn.lost_before_us) == (1, {})
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_state_of_another_model_is_not_taken_up(same: bool) -> None:
+    subject, rest = begun(FOUR, 4)
+    (before,) = subject.journal.remembered().values()
+
+    assert taken_up(subject, {"a": before}, same_model=same) == 0
+    turn, _ = subject._ingest(rest[:2], 2)
+    subject._finish(turn)
+    assert before.carried is not None
+    assert before.carried.windows == 1
+    assert turn.model_states["a"].windows == 1 + same
+
+
+def test_a_state_of_another_shape_is_not_taken_up_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    subject, rest = begun(FOUR, 4)
+    remembered = subject.journal.remembered()
+    remembered["a"].carried = Carried((np.zeros(3, np.float32),), 7)
+
+    assert taken_up(subject, remembered) == 1
+    assert [reason for _, _, reason in warnings(caplog)] == ["the model's state is of another shape"]
+    assert windows_of(subject, rest[:2]) == [(5, 8, False)]
+
+
+@pytest.mark.parametrize(("case", "seen"), [(COUNTED, False), (TIMED, True)])
+def test_after_a_restart_a_pause_is_a_gap_only_by_the_sensors_clock(case: Case, seen: bool) -> None:
+    subject, _ = begun(case)
+    sensor = Sensor("a", case)
+    for _ in range(5):
+        sensor.send("usual", 1, 0.5)
+    late = [msgspec.structs.replace(sensor.send("paused", 1, 0.5), age_ns=0), sensor.send("usual", 1, 0.5)]
+    taken_up(subject, subject.journal.remembered())
+
+    assert windows_of(subject, late[:1]) == ([] if seen else [(2, 5, False)])
+
+
+def test_messages_that_are_never_compared_are_counted_on_all_the_same() -> None:
+    """At QoS 0 without numbers nothing is remembered of them but how many there were."""
+    subject = Run(COUNTED)
+    sensor = Sensor("a", COUNTED)
+    for _ in range(2):
+        message = msgspec.structs.replace(sensor.send("usual", 1, 0.5).message(subject.number), qos=0)
+        turn = subject.pipeline.process([Queued("a", [message])])
+        subject.journal.settle(turn)
+        remembered = subject.journal.remembered()
+        remembered["a"].seen = []
+        taken_up(subject, remembered)
+
+    assert [(one.epoch, one.first) for one in turn.accepted] == [("run0", 1)]
+
+
+def test_a_stream_that_never_had_a_good_message_begins_in_the_run_that_sees_one() -> None:
+    subject = Run(COUNTED)
+    sensor = Sensor("a", COUNTED)
+    subject.play([sensor.send("bad", 1, 0.5)], [1])
+    taken_up(subject, subject.journal.remembered())
+    turn, _ = subject._ingest([sensor.send("usual", 1, 0.5)], 1)
+
+    assert [(one.epoch, one.first) for one in turn.accepted] == [("run1", 0)]
+    assert turn.marks["a"].given_up == 0
+
+
+def test_redeliveries_from_before_a_restart_of_the_producer_are_known_after_one_of_the_process() -> None:
+    subject, _ = begun(FOUR)
+    before = Sensor("a", FOUR)
+    old = [before.send("usual", 1, i / 20) for i in range(5)]
+    producer = Sensor("a", FOUR)
+    producer.at_s, producer.mid = 1.1, 9000
+    new = [producer.send(odd, 1, 0.5) for odd in ("restarted", "usual")]
+    subject.play(new, [2])
+    taken_up(subject, subject.journal.remembered())
+    again = [msgspec.structs.replace(one, dup=True) for one in (*old[2:], *new)]
+
+    turn, _ = subject._ingest(again, len(again))
+    assert (turn.duplicates, turn.accepted) == ({"a": 5}, [])

@@ -177,7 +177,7 @@ def test_missing_numbers_are_runs_and_forgotten_when_they_are_too_old_to_come() 
     verdicts([1, 4, 5, 9], subject)
 
     assert subject.missing == ((2, 2), (6, 3))
-    verdicts(list(range(10, 10 + MEMORY - 4)), subject)
+    verdicts(list(range(10, MEMORY + 8)), subject)
     assert subject.missing == ((6, 3),)
     assert verdicts([3], subject) == ["new"], "older than all memory: the producer began anew"
     assert (subject.missing, subject.first, subject.epoch) == ((), 3, "1")

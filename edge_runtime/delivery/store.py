@@ -42,6 +42,7 @@ DISK_PER_MB = 4
 COMMIT_WAIT_MS = {"default": 0.0, "sd-card": 100.0}
 PAGE_BYTES = {"default": 1024, "sd-card": 512}
 LOCKED = "database is locked"
+LOAD_PAUSES_S = (0.1, 0.3, 0.6, 1.0)
 RETRY_MIN_NS, RETRY_MAX_NS = 500_000_000, 10_000_000_000
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -97,13 +98,14 @@ class Store:
         *,
         now_ns: Callable[[], int] = time.monotonic_ns,
         unix_s: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
         connect: Connect = sqlite3.connect,
     ) -> None:
         self.problem = ""
         self.quarantined = ""
         self._path = path
         self._tuning = Tuning(settings.max_mb * DISK_PER_MB * MIB, PAGE_BYTES[settings.profile])
-        self._now_ns, self._unix_s, self._connect = now_ns, unix_s, connect
+        self._now_ns, self._unix_s, self._sleep, self._connect = now_ns, unix_s, sleep, connect
         self._connection: sqlite3.Connection | None = None
         self._loaded = False
         self._corrupt = False
@@ -122,16 +124,20 @@ class Store:
     def load(self) -> list[Record]:
         """Open the file and read every record in it, oldest first; once, before anything else.
 
-        An unsound file is moved aside, and the records are none. So they are while the disk refuses: a file that
-        then turns out to hold some is moved aside too. Raises StoreBusyError.
+        An unsound file is moved aside, and the records are none. So they are while the disk refuses, for two seconds
+        of tries if there is a file: one that then turns out to hold some is moved aside too. Raises StoreBusyError.
         """
-        try:
-            self._connection, rows = self._sound()
-        except (sqlite3.DatabaseError, OSError) as error:
-            if str(error) == LOCKED:
-                raise StoreBusyError(str(self._path)) from error
-            self._refused(error)
-            return []
+        for pause_s in (*LOAD_PAUSES_S, None):
+            try:
+                self._connection, rows = self._sound()
+                break
+            except (sqlite3.DatabaseError, OSError) as error:
+                if str(error) == LOCKED:
+                    raise StoreBusyError(str(self._path)) from error
+                if pause_s is None or not self._path.exists():
+                    self._refused(error)
+                    return []
+                self._sleep(pause_s)
         self._loaded = True
         if rows:
             self._places = {record.id: place << LENGTH_BITS | length for place, length, record in rows}

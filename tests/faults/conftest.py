@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker import Broker
-from trial import Trial
+from trial import PERSISTENT, SEED, Trial
 
 StartTrial = Callable[..., Trial]
-
-AUTOSAVE_S = 1
-PERSISTENT = ("persistence true", f"autosave_interval {AUTOSAVE_S}", "max_queued_messages 1000000")
-LONG = os.environ.get("EDGE_CHAOS") == "long"
-SEED = int(os.environ.get("EDGE_CHAOS_SEED", "1"))
 
 
 @pytest.fixture

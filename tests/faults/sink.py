@@ -34,6 +34,8 @@ class Sink:
 
     def __init__(self, port: int, *, node: str, receive_maximum: int = 1000) -> None:
         self.arrivals: list[Arrival] = []
+        self._documents: list[Document] = []
+        self._read = 0
         self._node, self._port = node, port
         self._id = f"sink-{uuid.uuid4().hex[:12]}"
         self._filters = (f"{ROOT}/{node}/p/#", f"marker/{self._id}")
@@ -68,8 +70,15 @@ class Sink:
 
     def documents(self) -> list[Document]:
         """What came, but for dead letters."""
-        found = [Document(one.topic, json.loads(one.payload)) for one in self.arrivals if not one.topic.endswith("/dead")]
-        return found
+        for one in self.arrivals[self._read :]:
+            self._read += 1
+            if not one.topic.endswith("/dead"):
+                self._documents.append(Document(one.topic, json.loads(one.payload)))
+        return self._documents
+
+    def forget(self) -> None:
+        """What has come so far."""
+        self.arrivals, self._documents, self._read = [], [], 0
 
     def results(self) -> int:
         return sum("/out/" in one.topic for one in list(self.arrivals))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from broker import Broker, until
-from conftest import AUTOSAVE_S
 from scene import NUMBERED_KINDS
-from trial import Trial
+from trial import AUTOSAVE_S, Trial
 
 pytestmark = pytest.mark.broker
 
@@ -22,7 +21,7 @@ def test_a_broker_that_comes_back_finds_nothing_lost_and_is_served_within_two_se
     keeping_broker: Broker, make_trial: Callable[..., Trial], how: str
 ) -> None:
     """Only numbered streams: the producers, too, send again what the broker has not confirmed."""
-    trial = make_trial(keeping_broker, count=500, rate=150, kinds=NUMBERED_KINDS)
+    trial = make_trial(keeping_broker, count=400, rate=150, kinds=NUMBERED_KINDS)
     trial.begin()
     trial.live(AUTOSAVE_S + 0.7)  # the sessions are saved by now: what is not, no client can hold against it
     getattr(keeping_broker, how)()

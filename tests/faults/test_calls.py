@@ -26,7 +26,7 @@ from edge_runtime.stop import StopSignal
 from edge_runtime.testing import ManualClock, MemoryClient
 
 NODE = "calls"
-STEP_S = 0.3
+STEP_S = 1.0
 MOST_CALLS = 2000
 
 
@@ -53,7 +53,7 @@ class Device:
         for i in range(begin, end, 3):
             self.wire.arrive(*[Message(*one, 0, qos=1, mid=1 + n, epoch=1) for n, one in self._some(i, min(i + 3, end))])
             self._step(daemon)
-        for _ in range(40):
+        for _ in range(8):
             self._step(daemon)
         view = daemon.loop.account()
         daemon._close_store()
@@ -82,7 +82,7 @@ class Device:
 @pytest.fixture
 def calm(tmp_path: Path) -> tuple[Path, list[Input], Expected]:
     kinds = ("rows",)
-    config = write_scene(tmp_path, "mqtt://127.0.0.1:1", node=NODE, delivery="normal", kinds=kinds)
+    config = write_scene(tmp_path, "mqtt://127.0.0.1:1", node=NODE, delivery="normal", kinds=kinds, metrics_s=0)
     messages = inputs(1, 36, node=NODE, kinds=kinds)
     Daemon(load(config), str(config)).close()  # the gate's reports are there from now on
     return config, messages, expected(config, messages)

@@ -8,19 +8,18 @@ from contextlib import contextmanager
 
 import pytest
 from broker import Broker, until
-from conftest import PERSISTENT
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from scene import ROOT
-from trial import Trial
+from trial import PERSISTENT, Trial
 
 pytestmark = pytest.mark.broker
 
 FIGHT_S = 3.0
-MOST_CONNECTS = 16
-"""In FIGHT_S, of a back-off that starts at 0.1 s: at 0.2 s each without growth there would be 30."""
+MOST_CONNECTS = 12
+"""Of a back-off that starts at 0.05 s; at that pace there would be 30 of them in FIGHT_S."""
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def test_a_consumer_that_never_reads_holds_up_nobody(
 def test_a_broker_that_takes_one_message_at_a_time_gets_them_all(
     start_broker: Callable[..., Broker], make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(start_broker(lines=(PERSISTENT[-1], "max_inflight_messages 1")), count=300, rate=300)
+    trial = make_trial(start_broker(lines=(PERSISTENT[-1], "max_inflight_messages 1")), count=240, rate=300)
     trial.begin()
     trial.live(0.5)
     trial.node.kill()
@@ -62,12 +61,12 @@ def test_a_broker_that_takes_one_message_at_a_time_gets_them_all(
     assert verdict.problems == []
 
 
-def test_a_second_client_of_our_name_is_met_with_growing_pauses_and_an_event_and_costs_nothing(
+def test_a_second_client_of_our_name_is_met_with_growing_pauses_and_an_alarm_and_costs_nothing(
     keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=500, rate=100)
+    trial = make_trial(keeping_broker, count=400, rate=100, reconnect_max_s=3.0)
     trial.begin()
-    trial.live(0.5)
+    trial.live(0.3)
     with client_on(keeping_broker, f"edge-runtime-{trial.name}") as rival:
         rival.reconnect_delay_set(0.05, 0.2)
         rival.loop_start()
@@ -78,4 +77,4 @@ def test_a_second_client_of_our_name_is_met_with_growing_pauses_and_an_event_and
 
     assert verdict.problems == []
     assert 1 < len(trial.node.events("mqtt_connected")) <= MOST_CONNECTS
-    assert trial.node.events("mqtt_session_taken_over")
+    assert "degraded" in [one["state"] for one in trial.node.events("state_changed")]

@@ -59,16 +59,16 @@ def test_a_full_disk_degrades_the_store_and_nothing_else_and_it_recovers_by_itse
     keeping_broker: Broker, make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "trial0" / "state") as disk:
-        trial = make_trial(keeping_broker, count=900, rate=150, more=f"[latency]\n{SMALL}")
+        trial = make_trial(keeping_broker, count=550, rate=150, more=f"[latency]\n{SMALL}")
         trial.begin()
         trial.live(0.3)
         ballast = fill(disk)
         wait_for(trial, "store_degraded")
         before = trial.sink.results()
-        until(lambda: trial.sink.results() > before + 50, what="results while the disk is full")
+        until(lambda: trial.sink.results() > before + 30, what="results while the disk is full")
         ballast.unlink()
         wait_for(trial, "store_recovered")
-        trial.live(0.3)
+        trial.live(0.2)
         trial.node.kill()
         trial.node.start()
         verdict = trial.finish()
@@ -81,14 +81,14 @@ def test_a_disk_that_is_read_only_at_the_start_degrades_the_store_and_nothing_el
     keeping_broker: Broker, make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "trial0" / "state") as disk:
-        trial = make_trial(keeping_broker, count=600, rate=150, more=f"[latency]\n{SMALL}")
+        trial = make_trial(keeping_broker, count=350, rate=150, more=f"[latency]\n{SMALL}")
         remount(disk, "ro")
         trial.begin()
         wait_for(trial, "store_degraded")
-        until(lambda: trial.sink.results() > 50, what="results while the disk is read-only")
+        until(lambda: trial.sink.results() > 30, what="results while the disk is read-only")
         remount(disk, "rw")
         wait_for(trial, "store_recovered")
-        trial.live(0.3)
+        trial.live(0.2)
         trial.node.kill()
         trial.node.start()
         verdict = trial.finish()
@@ -135,7 +135,7 @@ def test_a_damaged_store_is_moved_aside_and_never_keeps_the_daemon_from_starting
         before = damaged(trial, state / file, damage)
         trial.node.start()
         trial.node.wait_connected()
-        trial.sink.arrivals.clear()
+        trial.sink.forget()
         until(lambda: trial.sink.results() > 0, what=f"results after {file} {damage.__name__}: {trial.node.log}")
         moved = len(list(state.glob("store.db.corrupt-*"))) - before
         assert moved or file != "store.db", f"{file} {damage.__name__} was not noticed"

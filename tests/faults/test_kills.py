@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import pytest
 from broker import Broker
-from conftest import LONG
 from subject import POINTS
-from trial import Trial
+from trial import LONG, Trial
 
 pytestmark = pytest.mark.broker
 
@@ -17,7 +16,7 @@ MAX_INFLIGHT = 100
 def test_nothing_is_lost_and_nothing_changed_by_kills_at_random_moments(
     keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=60 * KILLS, rate=55)
+    trial = make_trial(keeping_broker, count=40 * KILLS, rate=60)
     trial.begin()
     for _ in range(KILLS):
         trial.kill_and_restart()
@@ -31,7 +30,7 @@ def test_nothing_is_lost_and_nothing_changed_by_kills_at_random_moments(
 def test_nothing_is_lost_by_kills_at_every_named_point(
     keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=2000, rate=200)
+    trial = make_trial(keeping_broker, count=1200, rate=180)
     points = list(POINTS)
     trial.random.shuffle(points)
     trial.begin(f"{points[0]}:{trial.random.randint(1, 30)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 import uuid
@@ -21,8 +22,13 @@ from sink import Sink
 
 log = logging.getLogger(__name__)
 
+AUTOSAVE_S = 1
+PERSISTENT = ("persistence true", f"autosave_interval {AUTOSAVE_S}", "max_queued_messages 1000000")
+"""Of a broker that keeps sessions and queues over its own end; a folder of its own is to be added."""
+LONG = os.environ.get("EDGE_CHAOS") == "long"
+SEED = int(os.environ.get("EDGE_CHAOS_SEED", "1"))
 QUIET_S = 3.0
-START_S = 0.9
+START_S = 0.7
 """About how long a daemon takes from its start to its first results."""
 
 
@@ -41,7 +47,7 @@ class Trial:
         kinds: Sequence[str] = KINDS,
         through_proxy: bool = False,
         window: int = 1,
-        **settings: str,
+        **settings: Any,
     ) -> None:
         """count, rate: messages, and how many a second. settings: more lines of the configuration, as write_scene."""
         log.info("trial", extra={"seed": seed, "count": count, "rate": rate, "delivery": delivery})
@@ -80,7 +86,7 @@ class Trial:
 
     def kill_and_restart(self, *faults: str) -> float:
         """SIGKILL at a random moment, at times during the start; the moment."""
-        self.live(self.random.uniform(0.0, START_S + 0.6))
+        self.live(self.random.uniform(0.0, START_S + 0.3))
         at_s = time.monotonic()
         self.node.kill()
         self.node.start(*faults)

@@ -131,6 +131,10 @@ class SessionClient(MemoryClient):
         now_ns, epoch = self._clock.monotonic_ns, self.broker.epoch
         self.arrive(Message(topic, payload, now_ns, qos=int(mid > 0), mid=mid, dup=dup, epoch=epoch))
 
+    def lose(self) -> None:
+        """The connection is gone, with what was not read."""
+        self._arrived.clear()
+
     def poll(self, timeout_s: float) -> list[Message]:
         messages = super().poll(timeout_s)
         self.broker.had(messages)

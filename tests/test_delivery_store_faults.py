@@ -15,7 +15,7 @@ import pytest
 from faulty import ERRORS, Clock, Disk, filled, heal
 
 from edge_runtime.delivery.database import Record
-from edge_runtime.delivery.store import RETRY_MAX_NS, RETRY_MIN_NS, Store, StoreSettings
+from edge_runtime.delivery.store import LOAD_PAUSES_S, RETRY_MAX_NS, RETRY_MIN_NS, Store, StoreSettings
 
 MEMORY = "delivery as with `memory`"
 UNIX_S = 1_790_000_000.0

@@ -40,3 +40,20 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     targets = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
 
     assert [link for link in targets if not (page.parent / link).exists()] == []
+
+
+def places(page: Path) -> set[str]:
+    """What a link can name inside a page: its headings as GitHub writes them, and names given by hand."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(
+        re.findall(r'<a name="([^"]+)">', text)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_pages_lead_to_a_place_in_them(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", text)
+
+    assert [link for link in links if link[1] not in places(page.parent / link[0] if link[0] else page)] == []

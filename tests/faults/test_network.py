@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from broker import Broker
+from broker import Broker, until
 from proxy import Proxy
 from trial import LONG, Trial
 
@@ -55,7 +55,7 @@ def test_nothing_is_lost_on_a_line_that_delays_drips_breaks_and_stalls(
     assert trial.proxy.connections >= 4
 
 
-@pytest.mark.parametrize("ways", ["up", "down", "both"] if LONG else ["up"])
+@pytest.mark.parametrize("ways", ["both", "up", "down"] if LONG else ["both"])
 def test_after_a_silent_partition_it_delivers_within_two_keepalives_and_the_back_off(
     keeping_broker: Broker, make_trial: Callable[..., Trial], ways: str
 ) -> None:
@@ -63,11 +63,14 @@ def test_after_a_silent_partition_it_delivers_within_two_keepalives_and_the_back
     trial.begin()
     trial.live(0.5)
     trial.proxy.up, trial.proxy.down = ways == "down", ways == "up"
-    trial.live(2 * KEEPALIVE_S + 0.6)
-    assert trial.node.events("mqtt_lost"), "the partition was not noticed"
+    begun_s = time.monotonic()
+    until(lambda: bool(trial.node.events("mqtt_lost")), what="the partition is noticed")
+    noticed_s = time.monotonic() - begun_s
     trial.proxy.heal()
     recovery_s = trial.results_after(time.monotonic())
     verdict = trial.finish()
 
     assert verdict.problems == []
     assert recovery_s <= 2 * KEEPALIVE_S + BACK_OFF_S + SLACK_S
+    if ways != "up":  # while we hear the broker, it is the broker who has to notice, and mosquitto takes its time
+        assert noticed_s <= 2 * KEEPALIVE_S + SLACK_S

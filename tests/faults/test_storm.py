@@ -47,7 +47,7 @@ def test_a_storm_of_ten_times_the_capacity_is_met_as_the_policy_says_in_bounded_
     rate = TIMES * capacity(trial.config.parent / "slow.edge")
     storm = trial.storm(count=STREAMS * int(rate * STORM_S / STREAMS), rate=rate)
     trial.node.start()
-    trial.node.wait_connected()
+    trial.wait_subscribed()
     storm.start()
     until(lambda: trial.sink.results() > 20, what="results")
     rss_mb = [trial.node.rss_mb]

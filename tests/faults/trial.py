@@ -67,11 +67,16 @@ class Trial:
         return expected(self.config, self.inputs)
 
     def begin(self, *faults: str) -> None:
-        """Start the node, then the producers; what comes before it has subscribed is sent again."""
+        """Start the node, then the producers."""
         _ = self.expected  # before anything is timed
         self.node.start(*faults)
-        self.node.wait_connected()
+        self.wait_subscribed()
         self.sender.start()
+
+    def wait_subscribed(self) -> None:
+        """What comes before is sent again, and then out of order where producers do not wait for confirmations."""
+        self.node.wait_connected()
+        until(lambda: f"SUBACK to edge-runtime-{self.name}" in self.broker.log, what="the subscriptions are answered")
 
     def storm(self, *, count: int, rate: float) -> Sender:
         """Producers that do not wait for each other's confirmations, in place of the trial's own."""

@@ -11,9 +11,9 @@ import msgspec
 
 from edge_runtime.about import about
 from edge_runtime.config import Config, PipelineSettings
-from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import Ledger, LedgerView
+from edge_runtime.delivery.outbox import Parcel
 from edge_runtime.delivery.overload import InputQueue
 from edge_runtime.device import systemd
 from edge_runtime.device.clock import kernel_clock
@@ -92,7 +92,7 @@ class Daemon:
             self.sessions[name], self._digests[name] = Session(bundle, settings), bundle.digest
         self._ledger, self._bases = Ledger(), self._make_bases()
         self._journal: Journal | None = None
-        left: list[Record] = []
+        left: list[Parcel] = []
         if self._bases:
             self._journal, left = open_journal(config, self._bases)
         self._recorders = make_recorders(config)
@@ -129,7 +129,7 @@ class Daemon:
             )
         self._trust_clocks()
         self._started_ns = self._review_due_ns = clock.monotonic_ns()
-        self._look_due_ns, self._greeted = 0, False
+        self._look_due_ns, self._greeted, self._states_due = 0, False, False
         self._meter = Meter(
             self.lanes,
             self._connections,
@@ -303,17 +303,22 @@ class Daemon:
         return Publications(self._tree, result_qos=qos, dead_letters=self._config.dead_letters, boot_id=self.boot_id)
 
     def _birth(self) -> list[Outgoing]:
-        """What every new connection begins with; a review follows as soon as the subscriptions are answered."""
-        self._greeted = True
+        """What every new connection begins with; a review follows as soon as the subscriptions are answered.
+
+        The states follow behind what the client sends again, so that an older one is never the last.
+        """
+        self._greeted = self._states_due = True
         since_unix_s = self._clock.unix_ns() / NS
         return [
             self._presence.message(self._state, since_unix_s=since_unix_s),
             self._publications.info(about(self._config, self.sessions, self._digests, boot_id=self.boot_id)),
-            *self.loop.states.all(),
         ]
 
     def _do_what_is_due(self) -> None:
         now_ns = self._clock.monotonic_ns()
+        if self._states_due:
+            self._states_due = False
+            self.loop.states.renew()
         if now_ns >= self._look_due_ns:
             self._look_due_ns = now_ns + int(LOOK_S * NS)
             self._events.look()

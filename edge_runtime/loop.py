@@ -328,7 +328,7 @@ class Loop:
         unwritten = journal is not None and journal.dirty and not journal.store.problem
         if self.outbox.unsafe or self._uncommitted or unwritten:
             return True
-        return any(len(lane.queue) or lane.in_flight for lane in self._lanes.values())
+        return any(self._may_begin(lane) or lane.in_flight for lane in self._lanes.values())
 
     def _idle_s(self, timeout_s: float) -> float:
         if not self._waits_since_ns:

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.config import Config, PipelineSettings
-from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import NO_PIPELINE, Account, Ledger
+from edge_runtime.delivery.outbox import Parcel, parcels_of
 from edge_runtime.delivery.store import Store
 from edge_runtime.lanes import Lane
 from edge_runtime.loop import Loop
@@ -30,8 +30,8 @@ def basis(settings: PipelineSettings, manifest: Manifest, digest: str) -> Basis:
     return Basis(hashlib.blake2b(cut, digest_size=8).hexdigest(), digest[:16])
 
 
-def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, list[Record]]:
-    """The journal of the node, and all records of its store. bases: of the durable pipelines.
+def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, list[Parcel]]:
+    """The journal of the node, and what waits to be sent. bases: of the durable pipelines.
 
     A store that cannot be read is moved aside, one that cannot be written is made good for later: neither keeps the
     daemon from starting. Raises StoreBusyError when another process has it.
@@ -42,15 +42,15 @@ def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, l
     journal = Journal(store, memory=memory, bases=bases)
     try:
         journal.restore(records)
+        return journal, parcels_of(records)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         store.reject(f"a record of this version was expected: {error}")
         return Journal(store, memory=memory, bases=bases), []
-    return journal, records
 
 
 def take_up(
     journal: Journal,
-    records: Iterable[Record],
+    parcels: Iterable[Parcel],
     loop: Loop,
     lanes: Mapping[str, Lane],
     *,
@@ -59,11 +59,12 @@ def take_up(
     publications: Publications,
 ) -> None:
     """Go on where the run before has ended: streams, results to be sent, alarms, the ledger."""
-    loop.outbox.restore(records)
-    waiting = {pipeline for pipeline, _ in loop.outbox.waiting()}
+    loop.outbox.restore(parcels)
+    waiting = loop.outbox.waiting()
     for pipeline in journal.pipelines() - {*bases, NO_PIPELINE}:
-        journal.forget(pipeline, account=pipeline not in waiting)
+        journal.forget(pipeline, account=not any(name == pipeline for name, _ in waiting))
     for name, wanted in bases.items():
+        journal.forget_silent(name, most=lanes[name].queue.max_streams, waiting=waiting)
         for found, streams in journal.remembered(name).items():
             same_windows, same_model = found.windows == wanted.windows, found.model == wanted.model
             lanes[name].pipeline.restore(streams, same_windows=same_windows, same_model=same_model)

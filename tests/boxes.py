@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from edge_runtime.delivery.journal import PARCEL, Basis, Journal
 from edge_runtime.delivery.ledger import Ledger, as_row, from_row
-from edge_runtime.delivery.outbox import REPLAYED, Kind, Outbox
+from edge_runtime.delivery.outbox import REPLAYED, Kind, Outbox, parcels_of
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.mqtt.transport import is_permanent
 from edge_runtime.records import Outgoing
@@ -49,7 +49,7 @@ class Box:
             unix_s=lambda: self.clock.unix_ns / 1e9,
             uniform=lambda: self.jitter,
         )
-        self.outbox.restore(records)
+        self.outbox.restore(parcels_of(records))
         for key in self.journal.settled.accounts():
             self.ledger.restore(from_row(as_row(self.journal.settled.account(*key))))
 

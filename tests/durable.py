@@ -18,6 +18,7 @@ from bundles import means_manifest
 from edge_runtime.delivery.database import Connect
 from edge_runtime.delivery.journal import Basis, Journal
 from edge_runtime.delivery.ledger import Account, Ledger
+from edge_runtime.delivery.outbox import parcels_of
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.lanes import Connection, Lane
@@ -214,7 +215,7 @@ class Node:
         )
         take_up(
             self.journal,
-            records,
+            parcels_of(records),
             self.loop,
             self.lanes,
             bases=self.bases,
@@ -223,8 +224,7 @@ class Node:
         )
         self._lay(trap)
         self.broker.connect(self.client)
-        for document in self.loop.states.all():  # as the daemon's birth does
-            self.client.publish(document)
+        self.loop.states.renew()  # as the daemon does with every connection
 
     def _lane(self, name: str, plan: Plan, *, inline: bool) -> Lane:
         manifest, before = means_manifest(length=plan.window.samples), self.journal.before

@@ -289,3 +289,39 @@ def test_alarms_are_shown_again_after_a_restart(folder: Path) -> None:
 
     assert len(shown) == 2
     assert node.broker.retained() == shown
+
+
+def test_streams_that_fell_silent_are_forgotten_when_there_are_more_than_may_be_open(folder: Path) -> None:
+    node, kept = Node(folder), 0
+    for life in range(4):
+        for k in range(8):
+            take(node, 5, stream=f"m{life}x{k}")
+        take(node, 1, first=life, stream="m0x7") if life else None
+        node.steps(2, s=1.0)
+        found = node.records()
+        assert life < 2 or found.total() <= kept
+        kept = max(kept, found.total())
+        node = again(node, clean=True)
+
+    account = node.account()
+    assert (account.received, account.windows, account.confirmed) == (4 * 8 * 5, 4 * 8, 4 * 8)
+    assert node.loop.account().imbalances == ()
+    assert set(node.lanes["p"].pipeline._intake.streams) == {f"m3x{k}" for k in range(8)}
+    assert set(node.journal.settled.accounts()) == {("p", "*"), *[("p", f"m3x{k}") for k in range(8)]}
+
+
+def test_a_silent_stream_whose_results_wait_is_not_forgotten(folder: Path) -> None:
+    node = Node(folder)
+    node.client.connected = False
+    take(node, 4, stream="old")
+    node.client.connected = True
+    for k in range(7):
+        take(node, 4, stream=f"x{k}")
+    node = again(node, clean=True)
+    node.client.connected = False
+    take(node, 1, stream="new")
+    for expected in (True, False):
+        node = again(node, clean=True)
+        assert (("p", "old") in node.journal.settled.accounts()) == expected
+        node.steps(3, s=1.0)
+    assert node.account().confirmed == 8

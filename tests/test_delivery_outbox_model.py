@@ -82,7 +82,9 @@ class Parcels(RuleBasedStateMachine):
             self._committed()
         self.box = self.box.again()
         left = [parcel for parcel in self.parcels if parcel.durable and parcel not in self.over]
-        self.parcels = [Parcel(parcel.names, durable=True) for parcel in left] + [one for one in self.over if one.durable]
+        self.parcels = [Parcel(parcel.names, durable=True) for parcel in left] + [
+            one for one in self.over if one.durable
+        ]
         self.over = [one for one in self.over if one.durable]
 
     @invariant()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
 
 import pytest
-from durable import STORE, Node, Plan, row, swinging
+from durable import Node, Plan, row, swinging
 
 from edge_runtime.delivery.journal import NOTE
 from edge_runtime.delivery.overload import QueueSettings
@@ -155,6 +154,18 @@ def test_draining_without_a_connection_keeps_the_results_and_ends_at_once(tmp_pa
     assert len(ids(after)) == 3
 
 
+def test_draining_leaves_with_the_broker_what_there_is_no_room_for(tmp_path: Path) -> None:
+    node = Node(tmp_path, store=StoreSettings(max_results=2))
+    node.client.connected = False
+    for n in range(6):
+        sends(node, 4, first=4 * n)
+        node.steps(1)
+    assert (node.account().waiting, node.account().queued) == (3, 16)
+
+    assert node.loop.drain(node.clock.monotonic_ns + 1)
+    assert len(node.broker.unacknowledged) == 16
+
+
 def test_draining_without_a_connection_waits_for_results_that_are_kept_nowhere(tmp_path: Path) -> None:
     node = Node(tmp_path, plans=BOTH)
     node.client.withhold_confirmations = True
@@ -168,18 +179,21 @@ def test_draining_without_a_connection_waits_for_results_that_are_kept_nowhere(t
     assert node.loop.drain(deadline_ns + S)
 
 
-def test_draining_does_not_wait_for_a_backlog(tmp_path: Path) -> None:
-    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=0, replay_per_s=1000))
+def test_draining_leaves_a_backlog_for_the_next_run(tmp_path: Path) -> None:
+    node = Node(tmp_path, store=StoreSettings(commit_wait_ms=100, replay_per_s=1000))
     node.client.connected = False
-    sends(node, 100)
+    sends(node, 60)
+    node.steps(2, s=1.0)
+    sends(node, 4, first=60)
     node.steps(1)
-    node.clock.advance(1.0)
     node.client.connected = True
-    node.client.withhold_confirmations = True
 
     assert node.loop.drain(node.clock.monotonic_ns + 1)
-    assert node.account().waiting == 31
-    assert node.loop.account().imbalances == ()
+    assert not any(out.user for out in node.broker.published)
+    assert (node.account().waiting, node.account().confirmed) == (29, 2)
+    after = Node(node.end(), node.broker, node.plans)
+    after.steps(40, s=1.0)
+    assert after.account().confirmed == 31
 
 
 def test_results_of_memory_and_durable_pipelines_in_one_step_are_all_accounted_for(tmp_path: Path) -> None:
@@ -265,6 +279,19 @@ def test_a_backlog_outlives_a_disk_that_refuses_for_a_while(tmp_path: Path) -> N
     disk.full = disk.gone = False
     node.steps(12, s=20.0)
     assert (node.account().confirmed, node.account().waiting, node.account().results_dropped) == (3, 0, {})
+
+
+@pytest.mark.parametrize(("tiers", "synced"), [("normal", False), ("full", True), ("normal full memory", True)])
+def test_a_commit_is_synced_when_one_of_its_turns_has_to_survive_a_power_cut(
+    tmp_path: Path, tiers: str, synced: bool
+) -> None:
+    node = Node(tmp_path, plans={f"p{i}": Plan(delivery=tier) for i, tier in enumerate(tiers.split())})
+    commit, found = node.store.commit, []
+    node.store.commit = lambda *, sync: found.append(sync) or commit(sync=sync)
+    sends(node, 4)
+    node.steps(1)
+
+    assert found == [synced]
 
 
 def test_a_turn_that_has_to_survive_a_power_cut_is_synced_whoever_commits_it(tmp_path: Path) -> None:

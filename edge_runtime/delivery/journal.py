@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from edge_runtime.delivery.database import Record
-from edge_runtime.delivery.ledger import Ledger, as_row, from_row, tally
+from edge_runtime.delivery.latest import Key, Latest
+from edge_runtime.delivery.ledger import ALL, Ledger, as_row, from_row, tally
 from edge_runtime.delivery.store import Store
 from edge_runtime.marks import Kept, Seen, StreamMark, WindowMark
 from edge_runtime.records import (
@@ -31,13 +32,11 @@ from edge_runtime.records import (
 )
 
 PARCEL, INPUT, SEEN, STREAMS, ACCOUNTS, NOTE, NODE = range(1, 8)
-STREAMS_A_RECORD = 16
 DISCARDED_TOGETHER = 128
 """Messages more than have to be remembered, before the oldest are deleted together: that writes a page each time."""
 NOTED_TOO_OFTEN = 2
 """Ends of the process in the very turn of a message, after which it is not tried again."""
 
-Key = tuple[str, str]
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -82,36 +81,6 @@ class _Place(NamedTuple):
     end: int
 
 
-class _Latest:
-    """Records that speak of several keys each; one goes when newer ones speak of all its keys."""
-
-    def __init__(self, store: Store, kind: int) -> None:
-        self._store, self._kind = store, kind
-        self._places: dict[Key, int] = {}
-        self._keys: dict[int, int] = {}
-
-    def put(self, rows: Mapping[Key, object]) -> None:
-        items = list(rows.items())
-        for i in range(0, len(items), STREAMS_A_RECORD):
-            part = items[i : i + STREAMS_A_RECORD]
-            self.place(self._store.put(self._kind, _encode([row for _, row in part])), [key for key, _ in part])
-
-    def place(self, record: int, keys: Sequence[Key]) -> None:
-        """A record speaks of these keys from now on."""
-        self._keys[record] = len(keys)
-        for key in keys:
-            self.drop(key)
-            self._places[key] = record
-
-    def drop(self, key: Key) -> None:
-        record = self._places.pop(key, 0)
-        if record:
-            self._keys[record] -= 1
-            if not self._keys[record]:
-                del self._keys[record]
-                self._store.discard(record)
-
-
 class Journal:
     """Writes settled turns to the store, and reads them back at start.
 
@@ -126,7 +95,7 @@ class Journal:
         self.store, self.memory, self._bases = store, memory, bases
         self._node_record = 0
         self._streams: dict[Key, _Stream] = {}
-        self._stream_records, self._account_records = _Latest(store, STREAMS), _Latest(store, ACCOUNTS)
+        self._stream_records, self._account_records = Latest(store, STREAMS), Latest(store, ACCOUNTS)
         self._touched: dict[Key, _Stream] = {}
         self._counted: set[Key] = set()
         self._inputs: dict[Key, deque[_Place]] = {}
@@ -283,13 +252,31 @@ class Journal:
         """(pipeline, the alarm it last published) of every stream that has one."""
         return [(state.pipeline, state.shown) for state in self._streams.values() if state.shown is not None]
 
+    def forget_silent(self, pipeline: str, *, most: int, waiting: Container[Key]) -> None:
+        """At a start: of more streams than may be open, forget those that have been silent longest.
+
+        They are counted as one then. waiting: those that have results to be sent stay.
+        """
+        keys = [key for key in self._streams if key[0] == pipeline]
+        keys.sort(key=self._stream_records.record)
+        for key in keys[: max(0, len(keys) - most)]:
+            if key not in waiting:
+                self._forget_stream(key)
+                self.settled.fold(*key)
+                self._account_records.drop(key)
+                self._counted.add((pipeline, ALL))
+
+    def _forget_stream(self, key: Key) -> None:
+        self._streams.pop(key, None)
+        self._remembered.get(key[0], {}).pop(key[1], None)
+        self._stream_records.drop(key)
+        for place in self._inputs.pop(key, ()):
+            self.store.discard(place.record)
+
     def forget(self, pipeline: str, *, account: bool) -> None:
         """Of a pipeline that is no longer kept here. account: and what was counted of it."""
         for key in [key for key in {*self._streams, *self._inputs} if key[0] == pipeline]:
-            self._streams.pop(key, None)
-            self._stream_records.drop(key)
-            for place in self._inputs.pop(key, ()):
-                self.store.discard(place.record)
+            self._forget_stream(key)
         for record, _ in self._seen_records.pop(pipeline, ()):
             self.store.discard(record)
         for key in [key for key in self.settled.accounts() if key[0] == pipeline] if account else []:

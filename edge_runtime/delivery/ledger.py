@@ -154,6 +154,12 @@ class Ledger:
         """Of a pipeline that is no longer there."""
         self._accounts.pop((pipeline, stream), None)
 
+    def fold(self, pipeline: str, stream: str) -> None:
+        """Count a stream from now on among those of its pipeline that are no longer told apart."""
+        account = self._accounts.pop((pipeline, stream), None)
+        if account is not None:
+            self._accounts[pipeline, ALL] = _total(pipeline, ALL, (self._account(pipeline, ALL), account))
+
     def settle(self, turn: Turn) -> None:
         """Count what became of a turn's messages and windows; once a turn.
 

@@ -272,17 +272,12 @@ class Outbox:
             for _, _, parcel in expired:
                 self._give_up_all(parcel, "expired")
 
-    def restore(self, records: Iterable[Record]) -> None:
-        """Take up what the run before has left: it is the backlog. Raises msgspec.DecodeError."""
-        for record in records:
-            if record.kind == PARCEL:
-                body = msgspec.msgpack.decode(record.body, type=_Body)
-                n = len(body.payloads)
-                streams = body.streams * n if len(body.streams) == 1 else body.streams
-                parcel = Parcel(body.pipeline, body.kind, streams, unix_s=body.unix_s)
-                self._keep(parcel, record.id, len(record.body))
-                self._shelve(parcel, range(n))
-                self._backlog.append(parcel)
+    def restore(self, parcels: Iterable[Parcel]) -> None:
+        """Take up what the run before has left: it is the backlog."""
+        for parcel in parcels:
+            self._keep(parcel, parcel.record, parcel.size)
+            self._shelve(parcel, range(len(parcel.streams)))
+            self._backlog.append(parcel)
 
     def _try_later(self, parcel: Parcel, i: int) -> None:
         """With exponential back-off and full jitter; what else of the parcel is refused until then goes with it."""
@@ -353,6 +348,19 @@ class Outbox:
             self._shelved.subtract((parcel.pipeline, parcel.streams[i]) for i in todo)
             self._shelved += Counter()  # without those at zero
         return todo
+
+
+def parcels_of(records: Iterable[Record]) -> list[Parcel]:
+    """What of the store's records waits to be sent. Raises msgspec.DecodeError."""
+    parcels = []
+    for record in records:
+        if record.kind == PARCEL:
+            body = msgspec.msgpack.decode(record.body, type=_Body)
+            streams = body.streams * len(body.payloads) if len(body.streams) == 1 else body.streams
+            parcel = Parcel(body.pipeline, body.kind, streams, unix_s=body.unix_s)
+            parcel.record, parcel.size = record.id, len(record.body)
+            parcels.append(parcel)
+    return parcels
 
 
 def _body(parcel: Parcel, messages: Sequence[Outgoing]) -> _Body:

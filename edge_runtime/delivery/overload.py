@@ -58,7 +58,7 @@ class InputQueue:
         self._blocks_at = sys.maxsize
         if settings.blocks:
             self._max, self._max_bytes, self._blocks_at = sys.maxsize, sys.maxsize, settings.max
-        self._max_streams = max_streams
+        self.max_streams = max_streams
         self._arrived: list[Queued] = []
         self._streams: dict[str, _Waiting] = {}
         self._serving: dict[str, _Waiting] = {}
@@ -91,7 +91,7 @@ class InputQueue:
     def admits(self, stream: str) -> bool:
         """Whether it is one of the first max_streams that were seen; all that is kept per stream relies on it."""
         if stream not in self._streams:
-            if len(self._streams) >= self._max_streams:
+            if len(self._streams) >= self.max_streams:
                 return False
             self._streams[stream] = _Waiting()
         return True

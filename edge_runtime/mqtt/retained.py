@@ -25,8 +25,15 @@ class Retained:
         return list(self._newest.values())
 
     def publish(self, document: Outgoing) -> None:
+        """Now, or when there is a connection and `renew` is called."""
         self._newest[document.topic] = document
-        self._tokens[self._client.publish(document)] = document.topic
+        if self._client.connected:
+            self._tokens[self._client.publish(document)] = document.topic
+
+    def renew(self) -> None:
+        """There is a new connection: publish all of them, behind what older ones the client sends again."""
+        for document in self.all():
+            self.publish(document)
 
     def retry(self) -> None:
         """Publish again what the broker refused or never confirmed."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge_runtime.marks import Kept, KeptMessage, WindowMark
@@ -22,26 +21,35 @@ class Run(NamedTuple):
     end: int
 
 
-def needed_inputs(runs: Sequence[Run], mark: WindowMark, offset_ns: int) -> Iterator[Kept]:
+def needed_inputs(runs: Sequence[Run], mark: WindowMark, offset_ns: int) -> list[Kept]:
     """What the open windows of a stream need of a turn's runs. offset_ns: wall clock minus monotonic clock.
 
     A run before the oldest needed sample counts when the next one begins after it: a bridged gap lies between.
     """
-    open_runs = [run for run in runs if run.resets == mark.resets]
-    for run, following in pairwise(chain(open_runs, [None])):
-        if run is None or (run.end if following is None else following.begin) <= mark.needed:
-            continue
-        accepted, resets, begin, end = run
-        skipped = max(0, min(mark.needed - begin, len(accepted.messages) - 1))
-        messages = [_kept(message, offset_ns) for message in accepted.messages[skipped:]]
-        yield Kept(accepted.stream, accepted.epoch, accepted.first + skipped, resets, begin + skipped, end, messages)
+    found: list[Kept] = []
+    until, needed = mark.end, mark.needed
+    for accepted, resets, begin, end in reversed(runs):
+        if resets != mark.resets or until <= needed:
+            break
+        skipped = max(0, min(needed - begin, len(accepted.messages) - 1))
+        messages = [
+            KeptMessage(message.topic, message.payload, message.received_ns + offset_ns)
+            if message.properties is NO_PROPERTIES
+            else _with_properties(message, offset_ns)
+            for message in accepted.messages[skipped:]
+        ]
+        found.append(
+            Kept(accepted.stream, accepted.epoch, accepted.first + skipped, resets, begin + skipped, end, messages)
+        )
+        until = begin
+    found.reverse()
+    return found
 
 
-def _kept(message: Message, offset_ns: int) -> KeptMessage:
+def _with_properties(message: Message, offset_ns: int) -> KeptMessage:
     properties = message.properties
-    return KeptMessage(
-        message.topic, message.payload, message.received_ns + offset_ns, properties.content_type, properties.user
-    )
+    received_unix_ns = message.received_ns + offset_ns
+    return KeptMessage(message.topic, message.payload, received_unix_ns, properties.content_type, properties.user)
 
 
 def as_message(kept: KeptMessage, offset_ns: int) -> Message:

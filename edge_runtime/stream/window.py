@@ -110,18 +110,13 @@ class Windower:
 
     @property
     def mark(self) -> WindowMark:
-        needed, end_ns = self.needed, self._end_ns
+        needed, base, end_ns = self.needed, self._base, self._end_ns
         return WindowMark(
-            self.resets,
-            self.end,
-            self._base + self._due,
-            needed,
-            self._fresh,
-            self._usual_n,
+            self.resets, base + self._filled, base + self._due, needed, self._fresh, self._usual_n,
             end_ns[0] if end_ns is not None and end_ns[1] else None,
             tuple([(at, n) for at, n in self._held if at + n > needed]) if self._held else (),
             tuple([at for at in self._joints if at > needed]) if self._joints else (),
-        )
+        )  # fmt: skip
 
     def restore(self, mark: WindowMark, inputs: Sequence[Placed], *, unix_offset_ns: int) -> bool:
         """Take up where another run of the process ended; whether the inputs are all that was needed for it.
@@ -279,7 +274,7 @@ class Windower:
         return values
 
     def _compact(self) -> None:
-        done = min(self._due - self._length, max(0, self._filled - 1) if self._bridges else self._filled)
+        done = min(self._due - self._length, self._filled)
         rest = self._filled - done
         self._buffer[:rest] = self._buffer[done : self._filled]
         self._base += done

@@ -2,7 +2,8 @@
 
     POINT:N              the process kills itself (SIGKILL) at the N-th passing of a point of POINTS
     sqlite:N[:TIMES]     the N-th call of SQLite and those after it, TIMES in all, raise OperationalError
-    recv:N[:TIMES]       likewise every reading of a TCP socket, with ECONNRESET
+    recv:N[:TIMES]       likewise every reading of a TCP socket: where N is odd the connection is over (ECONNRESET),
+                         else only the call has failed (ENETUNREACH)
     send:N[:TIMES]       likewise every writing
     clock                SIGUSR1 puts the wall clock forward by a year, SIGUSR2 back; the monotonic clock is left alone
 
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 YEAR_S = 365 * 86_400
@@ -198,9 +199,13 @@ def _plant_sockets(count: Count, thread: int) -> Undo:
     def make(was: Any) -> Any:
         def method(self: socket.socket, *args: Any) -> Any:
             ours = self.family == socket.AF_INET and thread in (0, threading.get_ident())
-            if ours and count.strikes():
-                raise ConnectionResetError(errno.ECONNRESET, "planted")
-            return was(self, *args)
+            if not ours or not count.strikes():
+                return was(self, *args)
+            if count.fault.first % 2 == 0:
+                raise OSError(errno.ENETUNREACH, "planted")
+            with suppress(OSError):
+                self.shutdown(socket.SHUT_RDWR)  # as after a reset: whoever reads from it sees its end
+            raise ConnectionResetError(errno.ECONNRESET, "planted")
 
         return method
 

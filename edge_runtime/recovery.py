@@ -11,7 +11,7 @@ import msgspec
 
 from edge_runtime.config import Config, PipelineSettings
 from edge_runtime.delivery.journal import Basis, Journal, Node
-from edge_runtime.delivery.ledger import NO_PIPELINE, Account, Ledger
+from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, as_row, from_row
 from edge_runtime.delivery.outbox import Parcel, parcels_of
 from edge_runtime.delivery.store import Store
 from edge_runtime.lanes import Lane
@@ -71,7 +71,7 @@ def take_up(
             same = {"same_windows": same_windows, "same_model": same_model}
             log.info("taken_up", extra={"pipeline": name, "streams": len(streams), **same})
     for key in journal.settled.accounts():
-        ledger.restore(msgspec.json.decode(msgspec.json.encode(journal.settled.account(*key)), type=Account))
+        ledger.restore(from_row(as_row(journal.settled.account(*key))))
     loop.states.restore(publications.state_change(pipeline, change) for pipeline, change in journal.shown())
     if journal.before is not None and journal.before.clean:
         journal.forget_notes()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +97,24 @@ def test_redeliveries_from_both_sides_of_a_restart_are_duplicates() -> None:
     sent = [(42, 42), (43, 43), (0, 500), (1, 501)]
     assert [subject.see(message(content, dup=True), n).verdict for n, content in sent] == ["duplicate"] * 4
     assert subject.see(message(43), 43).lost == 41
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_redelivery_from_before_a_restart_is_known_even_where_its_number_is_the_next_one(together: bool) -> None:
+    subject = tracker()
+    verdicts([2, 3], subject)
+    for n in (0, 1):
+        subject.see(message(500 + n), n)
+    again = [message(content, dup=True) for content in (2, 3, 502)]
+
+    if together:
+        assert subject.following(Burst("s", again[:2], Rows(np.zeros((2, 1), np.float32), [2, 3]))) == 0
+    assert [subject.see(one, n).verdict for n, one in zip((2, 3, 2), again, strict=True)] == [
+        "duplicate",
+        "duplicate",
+        "new",
+    ]
+    assert (subject.number, subject.epoch) == (2, "1")
 
 
 def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_as_often_as_it_comes() -> None:

@@ -1,8 +1,8 @@
 """What of every settled turn has to survive this process, as records of the store; and what they come to at a start.
 
-One record a turn and kind: inputs that open windows still need, what is known of accepted messages against redelivery,
-the small states of the streams, the ledger's accounts. Each goes when nothing needs it any more, or a newer one says
-the same of the same stream.
+Records of their own are the inputs that open windows still need, and, now and then, what is known of accepted messages
+against redelivery. The small states of the streams and the ledger's accounts share one record a commit. Each goes when
+nothing needs it any more, or newer ones speak of all that it speaks of.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.delivery.database import Record
-from edge_runtime.delivery.latest import Key, Latest
+from edge_runtime.delivery.latest import Latest, Row
 from edge_runtime.delivery.ledger import ALL, Ledger, as_row, from_row, tally
 from edge_runtime.delivery.store import Store
 from edge_runtime.marks import Kept, Seen, StreamMark, WindowMark
@@ -31,12 +31,16 @@ from edge_runtime.records import (
     Turn,
 )
 
-PARCEL, INPUT, SEEN, STREAMS, ACCOUNTS, NOTE, NODE = range(1, 8)
+PARCEL, INPUT, SEEN, LATEST, NOTE, NODE = range(1, 7)
+STREAM, ACCOUNT = range(2)
+SEEN_TOGETHER = 32
+"""Messages of a stream that are remembered with its state, before they get a record of their own."""
 DISCARDED_TOGETHER = 128
 """Messages more than have to be remembered, before the oldest are deleted together: that writes a page each time."""
 NOTED_TOO_OFTEN = 2
 """Ends of the process in the very turn of a message, after which it is not tried again."""
 
+Key = tuple[str, str]
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -56,7 +60,7 @@ class Basis(msgspec.Struct, frozen=True, array_like=True):
 
 class _Stream(msgspec.Struct, array_like=True):
     """The small states of one stream. carried: windows, and (dtype, shape, bytes) of each array. shown: its alarm.
-    holes: messages given up in line since the last turn that was told of such.
+    holes: messages given up in line since the last turn that was told of such. recent: the last ones accepted.
     """
 
     pipeline: str
@@ -70,6 +74,7 @@ class _Stream(msgspec.Struct, array_like=True):
     carried: tuple[int, list[tuple[str, tuple[int, ...], bytes]]] | None = None
     shown: StateChange | None = None
     holes: int = 0
+    recent: list[Seen] = []
 
 
 class _Place(NamedTuple):
@@ -95,11 +100,10 @@ class Journal:
         self.store, self.memory, self._bases = store, memory, bases
         self._node_record = 0
         self._streams: dict[Key, _Stream] = {}
-        self._stream_records, self._account_records = Latest(store, STREAMS), Latest(store, ACCOUNTS)
+        self._latest = Latest(store, LATEST)
         self._touched: dict[Key, _Stream] = {}
         self._counted: set[Key] = set()
         self._inputs: dict[Key, deque[_Place]] = {}
-        self._seen: dict[str, list[Seen]] = {}
         self._seen_records: dict[str, deque[tuple[int, int]]] = {}
         self._seen_messages: dict[str, int] = {}
         self._notes: dict[bytes, tuple[int, int]] = {}
@@ -112,8 +116,10 @@ class Journal:
         pipeline = turn.pipeline
         for kept in turn.kept:
             self._add_input(pipeline, kept, self.store.put(INPUT, _encode((pipeline, kept))))
-        seen = self._seen.setdefault(pipeline, [])
-        seen += [Seen(one.stream, one.epoch, one.first, one.contents) for one in turn.accepted if one.contents]
+        for one in turn.accepted:
+            if one.contents:
+                seen = Seen(one.stream, one.epoch, one.first, one.contents)
+                self._touch(pipeline, one.stream).recent.append(seen)
         for stream, mark in turn.marks.items():
             state = self._touch(pipeline, stream)
             state.mark = mark
@@ -176,14 +182,13 @@ class Journal:
         """Write all of it in one transaction; whether it is on the disk. sync: it has to survive a loss of power."""
         touched, self._touched = self._touched, {}
         counted, self._counted = self._counted, set()
-        if touched:
-            self._stream_records.put(touched)
-        if counted:
-            self._account_records.put({key: as_row(self.settled.account(*key)) for key in counted})
-        for pipeline, seen in self._seen.items():
-            if seen:
-                self._add_seen(pipeline, self.store.put(SEEN, _encode((pipeline, seen))), seen)
-        self._seen.clear()
+        for state in touched.values():
+            if sum([len(one.contents) for one in state.recent]) >= SEEN_TOGETHER:
+                recent, state.recent = state.recent, []
+                self._add_seen(state.pipeline, self.store.put(SEEN, _encode((state.pipeline, recent))), recent)
+        rows: dict[Row, object] = {(STREAM, *key): state for key, state in touched.items()}
+        rows |= {(ACCOUNT, *key): as_row(self.settled.account(*key)) for key in counted}
+        self._latest.put(rows)
         return self.store.commit(sync=sync)
 
     # Messages after which the process ended before.
@@ -223,8 +228,7 @@ class Journal:
         read = {
             INPUT: self._read_input,
             SEEN: self._read_seen,
-            STREAMS: self._read_streams,
-            ACCOUNTS: self._read_accounts,
+            LATEST: self._read_latest,
             NOTE: self._read_note,
             NODE: self._read_node,
         }
@@ -244,6 +248,7 @@ class Journal:
             if state.holes:
                 given_up, state.holes = state.mark.given_up + state.holes, 0
                 one.mark = state.mark = msgspec.structs.replace(state.mark, given_up=given_up)
+            one.seen += state.recent
             one.kept = [kept for kept in one.kept if kept.resets == state.mark.window.resets]
             found.setdefault(state.basis, {})[stream] = one
         return found
@@ -258,18 +263,18 @@ class Journal:
         They are counted as one then. waiting: those that have results to be sent stay.
         """
         keys = [key for key in self._streams if key[0] == pipeline]
-        keys.sort(key=self._stream_records.record)
+        keys.sort(key=lambda key: self._latest.record((STREAM, *key)))
         for key in keys[: max(0, len(keys) - most)]:
             if key not in waiting:
                 self._forget_stream(key)
                 self.settled.fold(*key)
-                self._account_records.drop(key)
+                self._latest.drop((ACCOUNT, *key))
                 self._counted.add((pipeline, ALL))
 
     def _forget_stream(self, key: Key) -> None:
         self._streams.pop(key, None)
         self._remembered.get(key[0], {}).pop(key[1], None)
-        self._stream_records.drop(key)
+        self._latest.drop((STREAM, *key))
         for place in self._inputs.pop(key, ()):
             self.store.discard(place.record)
 
@@ -281,7 +286,7 @@ class Journal:
             self.store.discard(record)
         for key in [key for key in self.settled.accounts() if key[0] == pipeline] if account else []:
             self.settled.forget(*key)
-            self._account_records.drop(key)
+            self._latest.drop((ACCOUNT, *key))
 
     def pipelines(self) -> set[str]:
         """Of which anything is kept."""
@@ -298,18 +303,15 @@ class Journal:
         for one in seen:
             self._left(pipeline, one.stream).seen.append(one)
 
-    def _read_streams(self, record: Record) -> None:
-        states = msgspec.msgpack.decode(record.body, type=list[_Stream])
-        for state in states:
-            self._streams[state.pipeline, state.stream] = state
-            self._left(state.pipeline, state.stream)
-        self._stream_records.place(record.id, [(state.pipeline, state.stream) for state in states])
-
-    def _read_accounts(self, record: Record) -> None:
-        accounts = [from_row(row) for row in msgspec.msgpack.decode(record.body)]
-        for account in accounts:
-            self.settled.restore(account)
-        self._account_records.place(record.id, [(account.pipeline, account.stream) for account in accounts])
+    def _read_latest(self, record: Record) -> None:
+        rows = msgspec.msgpack.decode(record.body, type=list[tuple[int, str, str, msgspec.Raw]])
+        for what, pipeline, stream, row in rows:
+            if what == STREAM:
+                self._streams[pipeline, stream] = msgspec.msgpack.decode(row, type=_Stream)
+                self._left(pipeline, stream)
+            else:
+                self.settled.restore(from_row(msgspec.msgpack.decode(row)))
+        self._latest.place(record.id, [row[:3] for row in rows])
 
     def _read_note(self, record: Record) -> None:
         key, times = msgspec.msgpack.decode(record.body, type=tuple[bytes, int])

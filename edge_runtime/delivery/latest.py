@@ -1,4 +1,4 @@
-"""Records of which only the newest counts, each of several streams: few large ones cost a disk less than many small."""
+"""What only the newest word counts of, several to a record: few large ones cost a disk less than many small."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ import msgspec
 
 from edge_runtime.delivery.store import Store
 
-STREAMS_A_RECORD = 16
+ROWS_A_RECORD = 32
 
-Key = tuple[str, str]
+Row = tuple[int, str, str]
+"""What is spoken of: its sort, pipeline and stream."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class Latest:
-    """Records that speak of several keys each; one goes when newer ones speak of all its keys."""
+    """Records of several rows each; one goes when newer ones have all its rows."""
 
     def __init__(self, store: Store, kind: int) -> None:
         self._store, self._kind = store, kind
-        self._places: dict[Key, int] = {}
+        self._places: dict[Row, int] = {}
         self._keys: dict[int, int] = {}
 
-    def put(self, rows: Mapping[Key, object]) -> None:
-        """What is true of these keys from now on."""
+    def put(self, rows: Mapping[Row, object]) -> None:
+        """What is true of these from now on."""
         items = list(rows.items())
-        for i in range(0, len(items), STREAMS_A_RECORD):
-            part = items[i : i + STREAMS_A_RECORD]
-            self.place(self._store.put(self._kind, _encode([row for _, row in part])), [key for key, _ in part])
+        for i in range(0, len(items), ROWS_A_RECORD):
+            part = items[i : i + ROWS_A_RECORD]
+            body = _encode([(*key, value) for key, value in part])
+            self.place(self._store.put(self._kind, body), [key for key, _ in part])
 
-    def place(self, record: int, keys: Sequence[Key]) -> None:
-        """A record speaks of these keys from now on."""
+    def place(self, record: int, keys: Sequence[Row]) -> None:
+        """A record has these rows."""
         self._keys[record] = len(keys)
         for key in keys:
             self.drop(key)
             self._places[key] = record
 
-    def record(self, key: Key) -> int:
-        """That speaks of the key; the later, the newer."""
+    def record(self, key: Row) -> int:
+        """The one that has the row, 0 for none; the higher, the newer."""
         return self._places.get(key, 0)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: Row) -> None:
+        """Nothing is to be said of it any more."""
         record = self._places.pop(key, 0)
         if record:
             self._keys[record] -= 1

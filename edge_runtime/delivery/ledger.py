@@ -255,9 +255,9 @@ def as_row(account: Account) -> tuple[object, ...]:
 def from_row(row: Sequence[Any]) -> Account:
     """The account that `as_row` has made the row of; its gauges are zero."""
     pipeline, stream, counts, *reasons = row
-    account = Account(
-        pipeline, stream, **dict(zip(COUNTS, counts, strict=True)), **dict(zip(REASONS, reasons, strict=True))
-    )
+    fields: dict[str, Any] = dict(zip(COUNTS, counts, strict=True))
+    fields |= {field: dict(found) for field, found in zip(REASONS, reasons, strict=True)}
+    account = Account(pipeline, stream, **fields)
     account.queued = account.in_flight = account.waiting = 0
     return account
 

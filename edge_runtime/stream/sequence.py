@@ -77,7 +77,7 @@ class SequenceTracker:
         """Judge one message and remember it."""
         if seq is None:
             return self._count(message)
-        if seq != self._next:
+        if seq != self._next or message.dup:
             return self._place(message, seq)
         self.number, self._next = seq, seq + 1
         self._contents[seq % self._memory] = crc32(message.payload)
@@ -87,10 +87,10 @@ class SequenceTracker:
         """How many of the first messages of a burst are each simply the next."""
         seqs = burst.rows.seqs
         if seqs is None:
-            return next((i for i, message in enumerate(burst.messages) if message.dup), len(burst.messages))
+            return _first_again(burst)
         wanted = range(self._next, self._next + len(seqs))
         if seqs == list(wanted):
-            return len(seqs)
+            return _first_again(burst) if self._past.numbers else len(seqs)
         return next(i for i, (seq, next_seq) in enumerate(zip(seqs, wanted, strict=True)) if seq != next_seq)
 
     def take(self, burst: Burst) -> tuple[range, list[int]]:
@@ -189,7 +189,7 @@ class SequenceTracker:
             lost = -behind - 1
             if lost:
                 self._missing = (*self.missing, (number + 1, lost))
-            return self._accept(seq, content, Sighting("new", lost))
+            return self._accept(seq, content, Sighting("new", lost) if lost else NEXT)
         known = behind < self._memory and seq >= self.first
         if known and any(at <= seq < at + n for at, n in self._missing):
             return LATE
@@ -209,3 +209,8 @@ class SequenceTracker:
         self.number, self.epoch, self._next = seq, str(self.restarts), seq + 1
         self._contents[seq % self._memory] = content
         return sighting
+
+
+def _first_again(burst: Burst) -> int:
+    """How many messages stand before the first one that is flagged as a redelivery."""
+    return next((i for i, message in enumerate(burst.messages) if message.dup), len(burst.messages))

@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 from broker import Broker
+from outcome import Tested, append, asked_for
 from trial import PERSISTENT, SEED, Trial
 
 StartTrial = Callable[..., Trial]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the long form every test is written down, too."""
+    results = asked_for()
+    if results is not None and "tests/faults/" in report.nodeid and (report.when == "call" or report.skipped):
+        name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+        append(Tested(name=name, outcome=report.outcome, seconds=round(report.duration, 2), reason=reason), results)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Node:
     def __init__(self, config: Path) -> None:
         self.config = config
         self.lives = self.kills = 0
-        self.stop_s = 0.0
+        self.stops_s: list[float] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *faults: str) -> None:
@@ -95,12 +95,12 @@ class Node:
         self.kills += 1
 
     def stop(self) -> dict[str, Any]:
-        """SIGTERM; the summary it prints. stop_s: how long it took."""
+        """SIGTERM; the summary it prints. stops_s: how long each took."""
         assert self.process is not None
         begun_s = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(STOP_S)
-        self.stop_s = time.monotonic() - begun_s
+        self.stops_s.append(time.monotonic() - begun_s)
         assert code == 0, f"exit code {code}: {self.log[-3000:]}"
         summary: dict[str, Any] = json.loads(self._out_path.read_text())
         return summary

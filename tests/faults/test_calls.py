@@ -16,6 +16,7 @@ from scene import Document, Expected, Input, expected, inputs, write_scene
 from sender import Sender
 from sink import Sink
 from subject import Fault, planted
+from trial import LONG
 
 from edge_runtime import daemon as daemon_module
 from edge_runtime.config import load
@@ -89,9 +90,9 @@ def calm(tmp_path: Path) -> tuple[Path, list[Input], Expected]:
     return config, messages, expected(config, messages)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [(False,), (True,)] if LONG else [(False, True)])
 def test_whichever_call_of_sqlite_fails_nothing_is_lost(
-    calm: tuple[Path, list[Input], Expected], monkeypatch: pytest.MonkeyPatch, late: bool
+    calm: tuple[Path, list[Input], Expected], monkeypatch: pytest.MonkeyPatch, late: tuple[bool, ...]
 ) -> None:
     config, messages, wanted = calm
     failed = 0
@@ -99,7 +100,7 @@ def test_whichever_call_of_sqlite_fails_nothing_is_lost(
         with monkeypatch.context() as patch:
             device = Device(config, messages, patch)
             device.forget()
-            device.disk = Disk(ERRORS[n % len(ERRORS)], late=late)
+            device.disk = Disk(ERRORS[n % len(ERRORS)], late=late[n % len(late)])
             device.disk.refuse = n
             device.live(0, len(messages) // 2)
             summary = device.live(len(messages) // 2, len(messages))

@@ -15,6 +15,7 @@ from typing import Any
 from broker import Broker, until
 from node import Node
 from oracle import Verdict, judge, missing
+from outcome import Run, append, asked_for, run_of
 from proxy import Proxy
 from scene import KINDS, Expected, Input, expected, inputs, write_scene
 from sender import Sender
@@ -51,7 +52,8 @@ class Trial:
     ) -> None:
         """count, rate: messages, and how many a second. settings: more lines of the configuration, as write_scene."""
         log.info("trial", extra={"seed": seed, "count": count, "rate": rate, "delivery": delivery})
-        self.seed, self.random, self.broker, self.kinds = seed, random.Random(seed), broker, kinds
+        self.seed, self.random, self.broker = seed, random.Random(seed), broker
+        self.kinds, self.delivery = kinds, delivery
         self.name = f"f{uuid.uuid4().hex[:8]}"
         self.proxy = Proxy(broker.port, seed=seed) if through_proxy else None
         url = self.proxy.url if self.proxy else broker.url
@@ -61,6 +63,7 @@ class Trial:
         self.node = Node(self.config)
         self.sender = Sender(broker.port, self.inputs, client_id=f"sender-{self.name}", rate=rate, window=window)
         self.summary: dict[str, Any] | None = None
+        self.recoveries_s: list[float] = []
 
     @cached_property
     def expected(self) -> Expected:
@@ -102,6 +105,7 @@ class Trial:
         until(lambda: self.sink.first_after(at_s) is not None, what="a result after the fault", timeout_s=timeout_s)
         first_s = self.sink.first_after(at_s)
         assert first_s is not None
+        self.recoveries_s.append(round(first_s - at_s, 3))
         return first_s - at_s
 
     def finish(self, *, timeout_s: float = 60.0) -> Verdict:
@@ -127,7 +131,28 @@ class Trial:
         self.sink.catch_up()
         states = {document.topic for document in self.expected.documents if "/state/" in document.topic}
         retained = self.sink.retained(len(states))
-        return judge(self.expected, self.sink.documents(), retained=retained, summary=self.summary)
+        found = judge(self.expected, self.sink.documents(), retained=retained, summary=self.summary)
+        log.info("verdict", extra={"duplicates": found.duplicates, "inversions": found.inversions})
+        results = asked_for()
+        if results is not None:
+            append(self.outcome(_test_sentence(), found), results)
+        return found
+
+    def outcome(self, fault: str, verdict: Verdict, *, times: int = 1, **more: Any) -> Run:
+        """The verdict as a line of the results. times: how often the fault was."""
+        node = self.node
+        return run_of(
+            fault,
+            verdict,
+            delivery=self.delivery,
+            seed=self.seed,
+            sent=len(self.inputs),
+            times=max(times, node.kills),
+            kills=node.kills,
+            recoveries_s=self.recoveries_s,
+            stops_s=[round(stop_s, 3) for stop_s in node.stops_s],
+            **more,
+        )
 
     def close(self) -> None:
         self.node.close()
@@ -135,3 +160,9 @@ class Trial:
         self.sink.close()
         if self.proxy:
             self.proxy.close()
+
+
+def _test_sentence() -> str:
+    """The name of the test that runs, as a sentence."""
+    name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].removesuffix(" (call)")
+    return name.removeprefix("test_").replace("_", " ")

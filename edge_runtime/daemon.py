@@ -141,7 +141,7 @@ class Daemon:
             counted=self.loop.account().pipelines,
             store=lambda: store_metrics(self._journal, self.loop.outbox),
         )
-        self._wear = WearMeter(now_ns=self._started_ns, budget_mb_per_day=config.store.budget_mb_per_day)
+        self._wear = WearMeter(now_ns=self._started_ns, budget_mb_per_day=config.store.budget_mb)
         self._events = NodeEvents(
             self._publications,
             self._connections[0].client.publish,

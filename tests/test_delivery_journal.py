@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,17 +93,25 @@ def test_what_is_kept_does_not_grow_with_the_turns(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("numbered", [True, False])
-def test_as_many_messages_as_a_broker_may_send_again_are_remembered(folder: Path, numbered: bool) -> None:
+@pytest.mark.parametrize(("streams", "count"), [("ab", 300), ("abcdefgh", 256), ("abcdefgh", 301), ("aaaaaaab", 300)])
+def test_as_many_messages_as_a_broker_may_send_again_are_remembered(
+    folder: Path, numbered: bool, streams: str, count: int
+) -> None:
     plans = {"p": Plan(source=Plan().source if numbered else PLAIN)}
     node = Node(folder, plans=plans, memory=40)
-    for n in range(300):
-        take(node, 1, first=n, stream="ab"[n % 2], numbered=numbered)
-    for mid, n in enumerate(range(260, 300), 261):
-        node.broker.unacknowledged[mid] = f"in/{'ab'[n % 2]}", row(n, 0.0, numbered=numbered), True
+    numbers: Counter[str] = Counter()
+    sent = []
+    for n in range(count):
+        stream = streams[n % len(streams)]
+        sent.append((f"in/{stream}", row(numbers[stream], 0.0, numbered=numbered), True))
+        node.broker.send(*sent[-1][:2])
+        node.steps(1)
+        numbers[stream] += 1
+    node.broker.unacknowledged = dict(enumerate(sent[-40:], count - 39))
     after = Node(node.crash(), node.broker, plans, memory=40)
     after.steps(3)
 
-    assert (after.account().accepted, after.account().duplicates) == (300, 40)
+    assert (after.account().accepted, after.account().duplicates) == (count, 40)
     assert after.journal.before == Run()
 
 

@@ -351,12 +351,18 @@ class Journal:
             self.store.discard(places.popleft().record)
 
     def _add_seen(self, pipeline: str, record: int, seen: Sequence[Seen]) -> None:
+        """Remember a record of messages, and let go of the oldest.
+
+        Records lie in another order than their messages: one commit may bring as many as have to be remembered, stream
+        by stream, and each stream some from before.
+        """
+        most = 2 * self.memory + SEEN_TOGETHER * sum(key[0] == pipeline for key in self._streams)
         records = self._seen_records.setdefault(pipeline, deque())
         n = sum(len(one.contents) for one in seen)
         records.append((record, n))
         total = self._seen_messages.get(pipeline, 0) + n
-        if total >= self.memory + DISCARDED_TOGETHER:
-            while total - records[0][1] >= self.memory:
+        if total >= most + DISCARDED_TOGETHER:
+            while total - records[0][1] >= most:
                 oldest, its_n = records.popleft()
                 total -= its_n
                 self.store.discard(oldest)

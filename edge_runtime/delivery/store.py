@@ -40,6 +40,7 @@ WRITE = "INSERT INTO records VALUES (?, ?) ON CONFLICT (place) DO UPDATE SET sea
 LENGTH_BITS = 32
 DISK_PER_MB = 4
 COMMIT_WAIT_MS = {"default": 0.0, "sd-card": 100.0}
+BUDGET_MB_PER_DAY = {"default": 0.0, "sd-card": 2000.0}
 PAGE_BYTES = {"default": 1024, "sd-card": 512}
 LOCKED = "database is locked"
 LOAD_PAUSES_S = (0.1, 0.3, 0.6, 1.0)
@@ -58,7 +59,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_mb, max_results, max_age_s: of the results that wait to be sent, 0 s for any age; the file may take four times
     max_mb. when_full: whether the oldest results give way or messages are no longer acknowledged. replay_per_s:
     results a second of a backlog. budget_mb_per_day: what may be written to the disk before it is said, 0 for any
-    amount. retry_min_s, retry_max_s: pause before a result that the broker refused is sent again.
+    amount; by default that, in the profile sd-card 2000. retry_min_s, retry_max_s: pause before a result that the broker refused is sent again.
     """
 
     profile: Literal["default", "sd-card"] = "default"
@@ -68,7 +69,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_age_s: NotNegative = 0.0
     when_full: Literal["block", "drop_oldest"] = "block"
     replay_per_s: Positive = 200.0
-    budget_mb_per_day: NotNegative = 1000.0
+    budget_mb_per_day: NotNegative | None = None
     retry_min_s: Positive = 0.5
     retry_max_s: Positive = 60.0
 
@@ -82,6 +83,11 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.commit_wait_ms is not None:
             return self.commit_wait_ms
         return COMMIT_WAIT_MS[self.profile]
+
+    @property
+    def budget_mb(self) -> float:
+        """budget_mb_per_day, or what the profile has for it."""
+        return BUDGET_MB_PER_DAY[self.profile] if self.budget_mb_per_day is None else self.budget_mb_per_day
 
 
 class Store:

@@ -79,7 +79,8 @@ class Trial:
     def wait_subscribed(self) -> None:
         """What comes before is sent again, and then out of order where producers do not wait for confirmations."""
         self.node.wait_connected()
-        until(lambda: f"SUBACK to edge-runtime-{self.name}" in self.broker.log, what="the subscriptions are answered")
+        last = f"edge-runtime-{self.name} 1 {self.name}/+/{self.kinds[-1]}"
+        until(lambda: last in self.broker.log, what="the subscriptions are taken")
 
     def storm(self, *, count: int, rate: float) -> Sender:
         """Producers that do not wait for each other's confirmations, in place of the trial's own."""

@@ -1,9 +1,9 @@
-# make demo | test | check | bench: each sets up what it needs in .venv by itself.
+# make demo | test | check | bench | chaos: each sets up what it needs in .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench chaos format clean
 
 demo: .venv/.device
 	$(BIN)/edge-runtime demo $(DEMO)
@@ -19,6 +19,9 @@ check: .venv/.full
 
 bench: .venv/.full
 	$(BIN)/python -m benchmarks
+
+chaos: .venv/.full
+	$(BIN)/python tests/faults/chaos.py $(CHAOS)
 
 format: .venv/.full
 	$(BIN)/ruff check --fix .

@@ -46,6 +46,7 @@ PLAN = (
         0,
         "nodelay",
         _all("echo naive callbacks lane", MOST, ONE, AT_1000, AT_100)
+        | _all("normal", MOST, AT_1000)
         | _all("broker echo-batch", MOST)
         | _all("on off", MOST, MOST, MOST)
         | _all("http", HTTP_MOST, ONE),

@@ -21,7 +21,8 @@ METHOD = """\
 - *Subjects.* **echo**: `benchmarks/echo.c`, an MQTT client in C that sends every payload back, one write a message;
   **echo, batching**: one write for all that a read brought. **naive**: `benchmarks/naive.py`, what one writes by hand
   (paho callback, `json`, `numpy`, `session.run`, publish). **callbacks**: the daemon with `client = "callbacks"`.
-  **lane**: the daemon. All daemons have `queue.max = 1000`, and for the pump's bundle `jitter_s = 86400` (its messages
+  **lane**: the daemon. **normal**, **full**: the daemon with that `delivery`, its store on the disk of the machine; all
+  other daemons have `delivery = "memory"`. All daemons have `queue.max = 1000`, and for the pump's bundle `jitter_s = 86400` (its messages
   come at another rate than the sensor's); the rest as it comes. **on**: with metrics and latency log every second
   instead of every 10; **off**: with `[latency] enabled = false` and `metrics_interval_s = 0`. **HTTP**: FastAPI and
   uvicorn, one worker, keep-alive, {http} connections, one model thread, without uvloop and httptools unless the

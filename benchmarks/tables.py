@@ -15,6 +15,8 @@ TITLES = {
     "naive": "naive script",
     "callbacks": "daemon, callbacks",
     "lane": "daemon, lane",
+    "normal": "lane, `normal`",
+    "full": "lane, `full`",
     "on": "lane, on",
     "off": "lane, off",
     "http": "HTTP",

@@ -165,11 +165,13 @@ class Loop:
     # Turns.
 
     def _begin_turn(self, lane: Lane) -> None:
-        while lane.careful and self._journal is not None:
-            self._begin_carefully(lane, self._journal)
-            if not self._may_begin(lane):
-                return
-        self._run(lane, lane.queue.take(TURN_MESSAGES))
+        journal, careful = self._journal, lane.careful
+        while lane.careful and journal is not None and self._may_begin(lane):
+            self._begin_carefully(lane, journal)
+        if careful and journal is not None:  # what another lane does to the process is not held against these messages
+            journal.commit(sync=_must_sync(self._uncommitted))
+        if self._may_begin(lane):
+            self._run(lane, lane.queue.take(TURN_MESSAGES))
 
     def _begin_carefully(self, lane: Lane, journal: Journal) -> None:
         """Note a message that comes again before its turn, which it has for itself; not if that killed us before."""
@@ -184,7 +186,7 @@ class Loop:
         else:
             if message.dup:
                 lane.suspect = message
-                journal.commit(sync=lane.sync or any(one.lane.sync for one in self._uncommitted))
+                journal.commit(sync=lane.sync or _must_sync(self._uncommitted))
             self._run(lane, runs)
         if not any(other.careful or other.suspect for other in self._lanes.values()):
             journal.forget_notes()
@@ -249,7 +251,7 @@ class Loop:
         self.confirm()
         ended, self._uncommitted = self._uncommitted, []
         given_up, self._arrivals.given_up = self._arrivals.given_up, []
-        journal.commit(sync=any(one.lane.sync for one in ended))
+        journal.commit(sync=_must_sync(ended))
         now_ns = self._written_down_ns = self._now_ns()
         self._waits_since_ns = 0
         for lane, turn, _ in ended:
@@ -335,6 +337,11 @@ class Loop:
             return timeout_s
         due_ns = self._waits_since_ns + self._commit_wait_ns
         return min(timeout_s, max(0, due_ns - self._now_ns()) / 1e9)
+
+
+def _must_sync(ended: Iterable[_Ended]) -> bool:
+    """Whether one of the turns has to survive a loss of power."""
+    return any(one.lane.sync for one in ended)
 
 
 def _nothing(_pipeline: str, _letter: DeadLetter) -> None: ...

@@ -27,7 +27,7 @@ class Box:
     ) -> None:
         self.folder, self.options = folder, options
         self.clock = clock or ManualClock(monotonic_ns=1_000_000_000)
-        self.client, self.ledger = MemoryClient(), Ledger()
+        self.client, self.ledger = _Client(), Ledger()
         self.client.withhold_confirmations = True
         self.store = Store(folder / "store.db", options, now_ns=lambda: self.clock.monotonic_ns)
         records = self.store.load()
@@ -105,6 +105,12 @@ class Box:
             kinds = [record.kind for record in store.load()]
             store.close()
         return kinds.count(PARCEL)
+
+
+class _Client(MemoryClient):
+    def publish_all(self, messages: Sequence[Outgoing]) -> int:
+        assert messages, "at least one, says transport.Client"
+        return super().publish_all(messages)
 
 
 class _Tail(list[Outgoing]):

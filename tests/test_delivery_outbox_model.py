@@ -99,6 +99,12 @@ class Parcels(RuleBasedStateMachine):
         assert sum(account.results_dropped.values()) == sum(parcel.dropped for parcel in self.parcels)
 
     def teardown(self) -> None:
+        with self.root:
+            self._send_all()
+            self.box.store.close()
+
+    def _send_all(self) -> None:
+        """In the end the broker takes everything."""
         self.box.client.connected = True
         for _ in range(100):
             if not self.box.waiting:
@@ -112,8 +118,6 @@ class Parcels(RuleBasedStateMachine):
         self.box.wait(1.0)
         assert (self.box.waiting, self.box.on_disk()) == (0, 0)
         assert self.published >= {name for parcel in self.parcels for name in parcel.names}
-        self.box.store.close()
-        self.root.cleanup()
 
     def _publish(self) -> None:
         self.published |= {out.payload.decode() for out in self.box.client.published}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -349,23 +350,47 @@ def test_a_message_that_killed_the_process_twice_after_it_was_noted_is_dead_lett
     assert node.records()[NOTE] == 0
 
 
+def test_a_message_does_not_suffer_for_another_pipeline_that_kills_the_process(tmp_path: Path) -> None:
+    def die(_turn: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "x"
+    folder.mkdir()
+    node = Node(folder, plans=BOTH)
+    sends(node, 3)
+    for _ in range(4):
+        node.lanes["m"].pipeline.predict = die
+        with pytest.raises(KeyboardInterrupt):
+            node.loop.step(0.0)
+        node = Node(node.crash(), node.broker, BOTH)
+    node.steps(2)
+
+    assert (node.account("p").accepted, node.account("p").dead_lettered) == (3, 0)
+
+
 @pytest.mark.parametrize("worker", [False, True])
 def test_what_comes_again_is_not_dropped_for_being_taken_one_by_one(tmp_path: Path, worker: bool) -> None:
     folder = tmp_path / "x"
     folder.mkdir()
-    plans = {"p": Plan(queue=QueueSettings(max=20))}
+    plans = {"p": Plan(queue=QueueSettings(max=5))}
     node = Node(folder, plans=plans, store=StoreSettings(commit_wait_ms=1e9), worker=worker)
-    for n in range(3):
+    for n in range(4):
         for stream in "abc":
-            sends(node, 6, first=6 * n, topic=f"in/{stream}")
+            sends(node, 5, first=5 * n, topic=f"in/{stream}")
         node.loop.step(0.0)
-    node.until(lambda: not any(lane.in_flight or len(lane.queue) for lane in node.lanes.values()))
+        node.until(lambda: not any(lane.in_flight or len(lane.queue) for lane in node.lanes.values()))
     assert node.broker.acknowledged == []
-    after = Node(node.crash(), node.broker, plans, worker=worker)
+    after, let_go = Node(node.crash(), node.broker, plans, worker=worker), threading.Event()
+    predict = after.model.predict
+    after.model.predict = lambda inputs: (let_go.wait(10) if worker else None, predict(inputs))[1]
     after.client.poll = _by(after.client.poll, after.client, 10)
+    for _ in range(8):
+        after.loop.step(0.0)
+        assert len(after.lanes["p"].in_flight) <= 1
+    let_go.set()
     after.until(lambda: not after.broker.unacknowledged)
     after.until(lambda: after.account().waiting == 0)
-    assert (after.account().accepted, after.account().dropped) == (54, {})
+    assert (after.account().accepted, after.account().dropped) == (60, {})
     after.end()
 
 

@@ -59,7 +59,8 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_mb, max_results, max_age_s: of the results that wait to be sent, 0 s for any age; the file may take four times
     max_mb. when_full: whether the oldest results give way or messages are no longer acknowledged. replay_per_s:
     results a second of a backlog. budget_mb_per_day: what may be written to the disk before it is said, 0 for any
-    amount; by default that, in the profile sd-card 2000. retry_min_s, retry_max_s: pause before a result that the broker refused is sent again.
+    amount; by default that, for sd-card 2000. retry_min_s, retry_max_s: pause before a result that the broker refused
+    is sent again.
     """
 
     profile: Literal["default", "sd-card"] = "default"

@@ -89,9 +89,10 @@ class SequenceTracker:
         if seqs is None:
             return _first_again(burst)
         wanted = range(self._next, self._next + len(seqs))
-        if seqs == list(wanted):
-            return _first_again(burst) if self._past.numbers else len(seqs)
-        return next(i for i, (seq, next_seq) in enumerate(zip(seqs, wanted, strict=True)) if seq != next_seq)
+        n = len(seqs)
+        if seqs != list(wanted):
+            n = next(i for i, (seq, next_seq) in enumerate(zip(seqs, wanted, strict=True)) if seq != next_seq)
+        return min(n, _first_again(burst)) if self._past.numbers else n
 
     def take(self, burst: Burst) -> tuple[range, list[int]]:
         """Remember messages that follow, as `see` does one after the other; their numbers and contents."""

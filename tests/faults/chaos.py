@@ -24,7 +24,7 @@ REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "integration"), str(REPOSITORY)]
 
 from broker import Broker  # noqa: E402  the path above
-from outcome import RESULTS, Growth, Line, Machine, append, growth, read  # noqa: E402
+from outcome import RESULTS, Line, Machine, append, growth, read  # noqa: E402
 from reliability import PAGE, render  # noqa: E402
 from scene import NUMBERED_KINDS, Input, inputs  # noqa: E402
 from sender import Sender  # noqa: E402
@@ -136,7 +136,9 @@ class Mischief:
             undo()
             self._left_s = self.random.uniform(1, 4)
             return
-        self._begin(self.random.choice(("slow", "drip", "cut", "reset", "half-close", "refuse", "stall", "broker", "stop")))
+        self._begin(
+            self.random.choice(("slow", "drip", "cut", "reset", "half-close", "refuse", "stall", "broker", "stop"))
+        )
 
     def _begin(self, name: str) -> None:
         proxy = self.trial.proxy
@@ -250,7 +252,7 @@ def storm(sizes: Sizes, seed: int, out: Path) -> None:
         finally:
             trial.close()
         (account,) = [one for one in summary["ledger"]["pipelines"] if one["pipeline"] == "storm"]
-        say(f"storm: {sent} sent at {sent / sizes.storm_s:.0f}/s, {account['accepted']} worked off, {account['dropped']}")
+        say(f"storm: {sent} sent, {sent / sizes.storm_s:.0f}/s, {account['accepted']} worked off, {account['dropped']}")
         assert summary["balanced"]
         found = growth(f"storm: {sent / account['accepted']:.0f} messages sent for each worked off", samples,
                        warm_up_s=sizes.warm_up_s)  # fmt: skip

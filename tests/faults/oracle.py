@@ -102,7 +102,7 @@ def _key(document: Document) -> Key:
 
 
 def _is_unnumbered(topic: str) -> bool:
-    return topic.split("/p/", 1)[1].split("/")[0] in UNNUMBERED_PIPELINES
+    return topic.split("/p/", 1)[1].split("/", maxsplit=1)[0] in UNNUMBERED_PIPELINES
 
 
 def _plain(document: Document) -> dict[str, Any]:
@@ -134,14 +134,10 @@ def _inversions(expected: Sequence[Key], found: Sequence[Key]) -> int:
     return inversions
 
 
-def _alarms(
-    wanted: Iterable[Document], found: Iterable[Document], retained: Mapping[str, dict[str, Any]]
-) -> list[str]:
-    """Changes come in order, none that was not to come, though one that was overtaken may be left out; the last stays."""
-    problems = []
+def _alarms(wanted: Iterable[Document], found: Iterable[Document], retained: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Changes come in order, though one that was overtaken may be left out; none else comes; the last is retained."""
     expected, seen = _states(wanted), _states(found)
-    for topic in seen.keys() - expected.keys():
-        problems.append(f"{topic}: {seen[topic][-1]} was not to come")
+    problems = [f"{topic}: {seen[topic][-1]} was not to come" for topic in seen.keys() - expected.keys()]
     for topic, changes in expected.items():
         backwards = _backwards(changes, seen.get(topic, []))
         if backwards:

@@ -106,7 +106,9 @@ class Wear(_Line, tag="wear"):
 Line = Machine | Run | Tested | Growth | Wear
 
 
-def run_of(fault: str, verdict: Verdict, *, delivery: str, seed: int, sent: int, times: int, kills: int, **more: Any) -> Run:
+def run_of(
+    fault: str, verdict: Verdict, *, delivery: str, seed: int, sent: int, times: int, kills: int, **more: Any
+) -> Run:
     changed = [*verdict.unexpected, *verdict.unequal, *verdict.differing]
     return Run(
         fault=fault,

@@ -1,4 +1,4 @@
-"""docs/reliability.md from the results of the long form. Pure but for `main`, which reads the one and writes the other."""
+"""docs/reliability.md from the results of the long form. Pure, but for `main`, which reads and writes the files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ numbers or times. `delivery = "normal"`.
 - *lost*: results and events of the undisturbed run that never came. *changed*: came otherwise, or were not to come.
 - *duplicates* have the id of a result that came before, and its payload. *inversions*: neighbours of a stream that came
   the wrong way round, which a restart may cause: live results go first, the backlog after them.
-- *alarms*: changes come in order, and the retained state is the last one. *ledger*: balanced over all lives of the node,
-  and its totals are those of the undisturbed run.
+- *alarms*: changes come in order, and the retained state is the last one. *ledger*: balanced over all lives of the
+  node, and its totals are those of the undisturbed run.
 - *recovery*: from the moment the fault is over (for a broker: it listens again) to the first result at the sink.
 
-Limits: kill -9 does not test what a loss of power does, since the page cache survives it. Inputs are multiples of 1/64,
-so that float32 sums do not depend on how windows were batched. A broker that is killed loses what it had acknowledged and
-not yet passed on: the suite keeps its load below that.
+Limits: kill -9 does not test what a loss of power does, since the page cache survives it. Inputs are multiples of
+1/64, so that float32 sums do not depend on how windows were batched. A broker that is killed loses what it had
+acknowledged and not yet passed on: the suite keeps its load below that.
 """
 
 
@@ -67,7 +67,9 @@ def _machine(found: Machine) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     text = f"{found.device}, {found.memory_gb} GB, {found.system}, kernel {found.kernel}; {versions}; "
     text += f"commit {found.commit}, {found.date}, load average before it {found.load}.\n\n"
-    return text + ("**A quick run: it shows that the suite works, its numbers mean nothing.**\n\n" if found.quick else "")
+    return text + (
+        "**A quick run: it shows that the suite works, its numbers mean nothing.**\n\n" if found.quick else ""
+    )
 
 
 def _met(reached: bool | None) -> str:
@@ -80,7 +82,9 @@ def _promises(lines: Sequence[Line], runs: Sequence[Run]) -> str:
     storms = [one for one in of(lines, Growth) if one.what.startswith("storm")]
     flat = all(abs(one.slope_mb_per_min) <= MOST_MB_PER_MIN for one in storms) if storms else None
     found = "; ".join(f"{one.slope_mb_per_min:+.3f} MB/min over {one.seconds / 60:.0f} min" for one in storms)
-    rows.append(("memory over a 10-minute storm", f"slope about 0 (at most {MOST_MB_PER_MIN})", found or "-", _met(flat)))
+    rows.append(
+        ("memory over a 10-minute storm", f"slope about 0 (at most {MOST_MB_PER_MIN})", found or "-", _met(flat))
+    )
     elsewhere = "see [benchmarks](benchmarks.md)"
     rows.append(("cost: `normal` against `memory`, msg/s, QoS 1", "≥ 0.6x (aim 0.8x)", elsewhere, ""))
     rows.append(("`normal` against the naive QoS 1 script, msg/s", "≥ 8x", elsewhere, ""))
@@ -104,7 +108,7 @@ def _kill_rows(killed: Sequence[Run]) -> list[Row]:
         ),
         (
             "duplicates delivered",
-            "only with equal ids; ≤ in-flight window × kills",
+            "only with equal ids; at most the in-flight window times the kills",
             f"{duplicates:,} of at most {most:,}",
             _met(duplicates <= most if killed else None),
         ),
@@ -138,7 +142,12 @@ def _time_rows(runs: Sequence[Run]) -> list[Row]:
     lost, duplicates = sum(run.lost for run in ended), sum(run.duplicates for run in ended)
     drained = max(stops_s) <= STOP_S and not lost and not duplicates if stops_s else None
     return [
-        ("broker back → delivering", f"≤ {RECOVERY_S:g} s", _spread(back), _met(max(back) <= RECOVERY_S if back else None)),
+        (
+            "broker back → delivering",
+            f"≤ {RECOVERY_S:g} s",
+            _spread(back),
+            _met(max(back) <= RECOVERY_S if back else None),
+        ),
         (
             "after a silent partition, keep-alive 1 s, back-off ≤ 0.5 s",
             f"≤ {PARTITION_S:g} s",
@@ -185,7 +194,11 @@ def _controls(lines: Sequence[Line]) -> str:
     found = [run for run in of(lines, Run) if run.delivery == "memory" and run.kills]
     lost, expected = sum(run.lost for run in found), sum(run.expected for run in found)
     kills = sum(run.kills for run in found)
-    return f"\nThe control, `memory` tier: {lost} of {expected:,} results lost to {kills} kills, and found.\n" if found else ""
+    return (
+        f"\nThe control, `memory` tier: {lost} of {expected:,} results lost to {kills} kills, and found.\n"
+        if found
+        else ""
+    )
 
 
 def _points(runs: Sequence[Run]) -> str:
@@ -222,7 +235,9 @@ def _growth(lines: Sequence[Line]) -> str:
         )
         for one in of(lines, Growth)
     ]
-    return table(head, rows) + "\nSampled each second, without the first minute; least squares and its standard error.\n"
+    return (
+        table(head, rows) + "\nSampled each second, without the first minute; least squares and its standard error.\n"
+    )
 
 
 def _wear(lines: Sequence[Line]) -> str:
@@ -241,8 +256,8 @@ def _wear(lines: Sequence[Line]) -> str:
     seconds = max((one.seconds for one in found), default=0.0)
     return (
         table(head, rows)
-        + f"\nAll side by side for {seconds:.0f} s and extrapolated; `write_bytes` of the process (proc(5), io), latency "
-        "log included: whole pages. What the file system's journal and flash add comes on top.\n"
+        + f"\nAll side by side for {seconds:.0f} s and extrapolated; `write_bytes` of the process (proc(5), io), "
+        "latency log included: whole pages. What the file system's journal and flash add comes on top.\n"
     )
 
 

@@ -145,7 +145,9 @@ def write_scene(
     """The bundles, and the configuration with all pipelines of these kinds. pipeline: lines for each of them."""
     shutil.copytree(_proven_bundles(), folder, dirs_exist_ok=True)
     made = {name: found for name, found in PIPELINES.items() if found[0] in kinds}
-    text = HEAD.format(node=node, folder=folder, url=url, mqtt=mqtt, more=more, metrics_s=metrics_s, reconnect_max_s=reconnect_max_s)
+    text = HEAD.format(
+        node=node, folder=folder, url=url, mqtt=mqtt, more=more, metrics_s=metrics_s, reconnect_max_s=reconnect_max_s
+    )
     for model in dict.fromkeys(model for _, _, model, _ in made.values()):
         text += model_table(model)
     for name, (kind, source, model, lines) in made.items():

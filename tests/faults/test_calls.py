@@ -54,7 +54,9 @@ class Device:
         """From a start to an orderly end, over some of the messages; the ledger."""
         daemon = Daemon(load(self.config), str(self.config), clock=self.clock.clock())
         for i in range(begin, end, 3):
-            self.wire.arrive(*[Message(*one, 0, qos=1, mid=1 + n, epoch=1) for n, one in self._some(i, min(i + 3, end))])
+            self.wire.arrive(
+                *[Message(*one, 0, qos=1, mid=1 + n, epoch=1) for n, one in self._some(i, min(i + 3, end))]
+            )
             self._step(daemon)
         for _ in range(8):
             self._step(daemon)

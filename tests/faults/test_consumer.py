@@ -35,9 +35,7 @@ def client_on(broker: Broker, client_id: str) -> Iterator[paho.Client]:
         client.disconnect()
 
 
-def test_a_consumer_that_never_reads_holds_up_nobody(
-    keeping_broker: Broker, make_trial: Callable[..., Trial]
-) -> None:
+def test_a_consumer_that_never_reads_holds_up_nobody(keeping_broker: Broker, make_trial: Callable[..., Trial]) -> None:
     trial = make_trial(keeping_broker, count=400, rate=300)
     with client_on(keeping_broker, f"deaf-{trial.name}") as deaf:
         deaf.subscribe(f"{ROOT}/{trial.name}/#", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,9 @@ def fill(folder: Path) -> Path:
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (65_536, 4_096, 512, 1):
-            while True:
-                try:
+            with suppress(OSError):
+                while True:
                     file.write(bytes(size))
-                except OSError:
-                    break
     return ballast
 
 

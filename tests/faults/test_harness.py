@@ -23,9 +23,7 @@ def test_an_undisturbed_run_is_found_equal_to_what_was_worked_out_beforehand(
     assert verdict.delivered == verdict.expected > 300
 
 
-def test_what_the_memory_tier_loses_to_kills_is_found(
-    keeping_broker: Broker, make_trial: Callable[..., Trial]
-) -> None:
+def test_what_the_memory_tier_loses_to_kills_is_found(keeping_broker: Broker, make_trial: Callable[..., Trial]) -> None:
     trial = make_trial(keeping_broker, count=600, rate=200, delivery="memory")
     trial.begin("after_ack:30")
     trial.node.await_death()

@@ -28,7 +28,7 @@ PERSISTENT = ("persistence true", f"autosave_interval {AUTOSAVE_S}", "max_queued
 """Of a broker that keeps sessions and queues over its own end; a folder of its own is to be added."""
 LONG = os.environ.get("EDGE_CHAOS") == "long"
 SEED = int(os.environ.get("EDGE_CHAOS_SEED", "1"))
-QUIET_S = 3.0
+QUIET_S, CALM_S = 3.0, 0.3
 START_S = 0.7
 """About how long a daemon takes from its start to its first results."""
 
@@ -118,15 +118,15 @@ class Trial:
         return self.verdict()
 
     def settle(self) -> None:
-        """Until every result has come, or none comes any more."""
+        """Until every result has come and nothing comes again, or nothing has come for QUIET_S."""
         before, since_s = -1, time.monotonic()
-        while missing(self.expected, self.sink.documents()):
-            now = len(self.sink.arrivals)
+        while True:
+            now, now_s = len(self.sink.arrivals), time.monotonic()
             if now != before:
-                before, since_s = now, time.monotonic()
-            elif time.monotonic() - since_s > QUIET_S:
+                before, since_s = now, now_s
+            elif now_s - since_s > (QUIET_S if missing(self.expected, self.sink.documents()) else CALM_S):
                 return
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def verdict(self) -> Verdict:
         self.sink.catch_up()

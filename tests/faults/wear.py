@@ -53,10 +53,9 @@ def messages(workload: str, node: str, count: int, seed: int) -> list[Input]:
     if workload.startswith("chunk"):
         rows = np.random.default_rng(seed).integers(0, 100, (CHUNK_ROWS, len(CHANNELS)), np.int16)
         return [Input(f"{node}/a", np.roll(rows, i, axis=0).tobytes()) for i in range(count)]
-    return [
-        Input(f"{node}/a", json.dumps({"n": n, "at": BEGAN_S + n / RATE, "v": [round(noise.random(), 3) for _ in CHANNELS]}).encode())
-        for n in range(count)
-    ]  # fmt: skip
+    rows = [[round(noise.random(), 3) for _ in CHANNELS] for _ in range(count)]
+    documents = [{"n": n, "at": BEGAN_S + n / RATE, "v": row} for n, row in enumerate(rows)]
+    return [Input(f"{node}/a", json.dumps(document).encode()) for document in documents]
 
 
 def write_config(folder: Path, url: str, *, node: str, workload: str, profile: str) -> Path:

@@ -23,8 +23,8 @@ METHOD = """\
   (paho callback, `json`, `numpy`, `session.run`, publish). **callbacks**: the daemon with `client = "callbacks"`.
   **lane**: the daemon. **normal**, **full**: the daemon with that `delivery`, its store on the disk of the machine; all
   other daemons have `delivery = "memory"`. All daemons have `queue.max = 1000`, and for the pump's bundle
-  `jitter_s = 86400` (its messages come at another rate than the sensor's); the rest as it comes. **on**: with metrics and latency log every second
-  instead of every 10; **off**: with `[latency] enabled = false` and `metrics_interval_s = 0`. **HTTP**: FastAPI and
+  `jitter_s = 86400` (its messages come at another rate than the sensor's); the rest as it comes. **on**: with metrics
+  and latency log every second instead of every 10; **off**: with `[latency] enabled = false` and `metrics_interval_s = 0`. **HTTP**: FastAPI and
   uvicorn, one worker, keep-alive, {http} connections, one model thread, without uvloop and httptools unless the
   versions above name them (`benchmarks/http_peer.py`): another transport, with no broker in between, so an
   orientation. **broker alone**: messages straight back, nobody in between.

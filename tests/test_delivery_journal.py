@@ -46,7 +46,7 @@ def results(node: Node, part: str = "/out/") -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("window", [(4, 2), (4, 4), (5, 3), (3, 7), (6, 1)], ids=str)
-@pytest.mark.parametrize("bridged", [0, 2])
+@pytest.mark.parametrize("bridged", [0, 5])
 def test_inputs_are_kept_for_the_windows_to_come_and_not_longer(
     tmp_path: Path, window: tuple[int, int], bridged: int
 ) -> None:
@@ -57,9 +57,9 @@ def test_inputs_are_kept_for_the_windows_to_come_and_not_longer(
         random.Random(1),
         0,
     )
-    for turn in range(40):
+    for _ in range(40):
         for _ in range(chance.randint(1, 3)):
-            payload = json.dumps({"n": n, "at": n, "v": [[1.0, n]] * chance.randint(1, 5)}).encode()
+            payload = json.dumps({"n": n, "at": n, "v": [[1.0, n]] * chance.choice([1, 1, 2, 5])}).encode()
             calm.broker.send("in/a", payload)
             node.broker.send("in/a", payload)
             n += 1
@@ -72,7 +72,7 @@ def test_inputs_are_kept_for_the_windows_to_come_and_not_longer(
             over = place.end if following is None else following.begin
             assert (place.resets, over > mark.needed) == (mark.resets, True)
         assert node.records()[INPUT] == len(places)
-        node = again(node) if turn % 3 == 0 else node
+        node = again(node)
 
     assert _by_id(node) == _by_id(calm)
 
@@ -100,7 +100,7 @@ def test_what_is_kept_does_not_grow_with_the_turns(folder: Path) -> None:
             found = node.records()
             assert found[LATEST] <= 32
             assert found[INPUT] <= 2 * 8 * 4
-            assert found[SEEN] <= 2 * (64 + 128)
+            assert found[SEEN] <= 2 * (2 * 64 + 32 * 8 + 128) // 32 + 2
             assert found[NODE] == 1
             assert found[PARCEL] <= 4
             most = max(most, found.total())

@@ -181,7 +181,7 @@ def test_a_crash_between_any_two_calls_changes_nothing_but_duplicates(folder: Pa
     assert at > 80
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(9))
 def test_a_crash_while_what_came_again_is_taken_carefully_changes_nothing(folder: Path, seed: int) -> None:
     chance, scene = random.Random(seed), [*SCENES][seed % 3]
     inputs, plans = inputs_of(scene, 15), SCENES[scene]
@@ -195,7 +195,7 @@ def test_a_crash_while_what_came_again_is_taken_carefully_changes_nothing(folder
 
 
 @pytest.mark.parametrize("wait_ms", [0, 25])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_many_crashes_and_lost_connections_change_nothing_but_duplicates(
     folder: Path, seed: int, wait_ms: float
 ) -> None:

@@ -23,6 +23,7 @@ from edge_runtime.stream.bursts import Burst
 Verdict = Literal["new", "duplicate", "late"]
 NEVER = -1
 UNKNOWN = 0
+"""In the place of a content that is not remembered."""
 
 
 class Sighting(msgspec.Struct, frozen=True, gc=False):

@@ -47,20 +47,20 @@ class Sizes(argparse.Namespace):
 
     def __init__(self, *, quick: bool) -> None:
         super().__init__()
-        self.kills, self.messages, self.rate = (8, 3_000, 300) if quick else (220, 104_000, 450)
+        self.kills, self.messages, self.rate = (8, 3_000, 300) if quick else (220, 104_000, 400)
         self.mixed_s, self.storm_s, self.wear_s = (20, 15, 20) if quick else (600, 600, 150)
         self.warm_up_s = 5 if quick else 60
         self.test_seeds = (1,) if quick else (1, 2, 3)
 
 
 @contextmanager
-def quiet_broker() -> Iterator[tuple[Broker, Path]]:
-    """A broker that keeps all and logs nothing, and a folder; both are gone afterwards."""
+def quiet_broker(*, ends: bool = False) -> Iterator[tuple[Broker, Path]]:
+    """A broker that logs next to nothing, and a folder; both are gone afterwards. ends: it keeps all over its end."""
     with tempfile.TemporaryDirectory(prefix="edge-chaos-") as name:
         folder = Path(name)
         (folder / "kept").mkdir()
-        lines = (*PERSISTENT, f"persistence_location {folder}/kept/", "log_type none", "log_type subscribe")
-        broker = Broker(folder / "broker", lines=lines)
+        kept = (*PERSISTENT, f"persistence_location {folder}/kept/") if ends else PERSISTENT[-1:]
+        broker = Broker(folder / "broker", lines=(*kept, "log_type none", "log_type subscribe"))
         broker.start()
         try:
             yield broker, folder
@@ -91,8 +91,7 @@ def kills(sizes: Sizes, seed: int, out: Path) -> None:
             while trial.node.kills < sizes.kills or not trial.sender.done:
                 if trial.random.random() < NAMED_SHARE and not trial.sender.done:
                     point = trial.random.choice(POINTS)
-                    trial.node.kill()
-                    trial.node.start(f"{point}:{trial.random.randint(1, 200)}")
+                    trial.kill_and_restart(f"{point}:{trial.random.randint(1, 200)}")
                     trial.node.await_death(60)
                     points[point] += 1
                     trial.node.start()
@@ -190,7 +189,7 @@ class Mischief:
 def mixed(sizes: Sizes, seed: int, out: Path) -> None:
     """Faults of network, broker and scheduling in turn, and one process that lives through all of them."""
     rate = 60
-    with quiet_broker() as (broker, folder):
+    with quiet_broker(ends=True) as (broker, folder):
         trial = Trial(
             folder / "trial",
             broker,

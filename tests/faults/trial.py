@@ -29,8 +29,8 @@ PERSISTENT = ("persistence true", f"autosave_interval {AUTOSAVE_S}", "max_queued
 LONG = os.environ.get("EDGE_CHAOS") == "long"
 SEED = int(os.environ.get("EDGE_CHAOS_SEED", "1"))
 QUIET_S, CALM_S = 3.0, 0.3
-START_S = 0.7
-"""About how long a daemon takes from its start to its first results."""
+START_S, LIFE_S, EARLY = 0.5, 0.5, 4
+"""About how long a daemon takes from its start to its first results; how long it may work before it is killed."""
 
 
 class Trial:
@@ -79,7 +79,7 @@ class Trial:
     def wait_subscribed(self) -> None:
         """What comes before is sent again, and then out of order where producers do not wait for confirmations."""
         self.node.wait_connected()
-        last = f"edge-runtime-{self.name} 1 {self.name}/+/{self.kinds[-1]}"
+        last = f" 1 {self.name}/+/{self.kinds[-1]}"
         until(lambda: last in self.broker.log, what="the subscriptions are taken")
 
     def storm(self, *, count: int, rate: float) -> Sender:
@@ -94,8 +94,12 @@ class Trial:
         time.sleep(seconds)
 
     def kill_and_restart(self, *faults: str) -> float:
-        """SIGKILL at a random moment, at times during the start; the moment."""
-        self.live(self.random.uniform(0.0, START_S + 0.3))
+        """SIGKILL at a random moment: one in EARLY during the start, the others while connected; the moment."""
+        if self.random.randrange(EARLY):
+            self.node.wait_connected(timeout_s=30)
+            self.live(self.random.uniform(0.0, LIFE_S))
+        else:
+            self.live(self.random.uniform(0.0, START_S))
         at_s = time.monotonic()
         self.node.kill()
         self.node.start(*faults)

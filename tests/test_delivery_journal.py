@@ -14,7 +14,7 @@ from edge_runtime.delivery.journal import INPUT, LATEST, NODE, NOTE, PARCEL, SEE
 from edge_runtime.delivery.journal import Node as Run
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.delivery.store import Store, StoreSettings
-from edge_runtime.records import Message
+from edge_runtime.records import Message, Properties, Queued
 from edge_runtime.stream.window import WindowSettings
 
 OTHER_WINDOWS, OTHER_MODEL = Basis("other", BASIS.model), Basis(BASIS.windows, "other")
@@ -348,3 +348,16 @@ def test_a_silent_stream_whose_results_wait_is_not_forgotten(folder: Path) -> No
         assert (("p", "old") in node.journal.settled.accounts()) == expected
         node.steps(3, s=1.0)
     assert node.account().confirmed == 8
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_what_a_turn_took_tells_of_all_that_gave_way_before_it(folder: Path, expired: bool) -> None:
+    node = Node(folder, plans={"p": Plan(source=PLAIN, window=WindowSettings(samples=4, hop=1))})
+    kept_for = Properties(message_expiry_s=1) if expired else Properties()
+    messages = [Message("in/a", row(n, 0.0, numbered=False), 0, qos=1, mid=n, properties=kept_for) for n in range(300)]
+    node.clock.advance(1.0)
+    turn = node.lanes["p"].pipeline.ingest([Queued("a", messages, given_up=3)])
+
+    assert sum(run.given_up for run in turn.messages) == 3
+    assert [run.given_up for run in turn.left_over] == ([] if expired else [0])
+    assert turn.marks["a"].given_up == (303 if expired else 0)

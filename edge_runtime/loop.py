@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 TURN_MESSAGES = 256
 TURNS_IN_FLIGHT = 2
+MOST_CAREFUL = 64
+"""Messages that come again, each in a turn of its own, before the others have their turn."""
 MOST_UNCOMMITTED = 64
 """Turns that wait to share a transaction."""
 DELETE_WITHIN_NS = 1_000_000_000
@@ -95,6 +97,7 @@ class Loop:
         self._ended: list[_Ended] = []
         self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
         self.publish_refusals = self.rounds = 0
+        self._sync = False
         self.on_poison: Callable[[str, DeadLetter], None] = _nothing
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
@@ -165,13 +168,15 @@ class Loop:
     # Turns.
 
     def _begin_turn(self, lane: Lane) -> None:
-        journal, careful = self._journal, lane.careful
-        while lane.careful and journal is not None and self._may_begin(lane):
-            self._begin_carefully(lane, journal)
-        if careful and journal is not None:  # what another lane does to the process is not held against these messages
-            journal.commit(sync=_must_sync(self._uncommitted))
-        if self._may_begin(lane):
+        journal = self._journal
+        if not lane.careful or journal is None:
             self._run(lane, lane.queue.take(TURN_MESSAGES))
+            return
+        begun = 0
+        while lane.careful and begun < MOST_CAREFUL and self._may_begin(lane):
+            self._begin_carefully(lane, journal)
+            begun += 1
+        journal.commit(sync=self._sync)  # what another lane does to the process is not held against these messages
 
     def _begin_carefully(self, lane: Lane, journal: Journal) -> None:
         """Note a message that comes again before its turn, which it has for itself; not if that killed us before."""
@@ -186,7 +191,7 @@ class Loop:
         else:
             if message.dup:
                 lane.suspect = message
-                journal.commit(sync=lane.sync or _must_sync(self._uncommitted))
+                journal.commit(sync=lane.sync or self._sync)
             self._run(lane, runs)
         if not any(other.careful or other.suspect for other in self._lanes.values()):
             journal.forget_notes()
@@ -216,6 +221,7 @@ class Loop:
     def _keep(self, lane: Lane, turn: Turn, journal: Journal) -> None:
         """All that has to survive of a turn goes into the next commit."""
         journal.keep(turn)
+        self._sync = self._sync or lane.sync
         if lane.suspect is not None:
             journal.survived(lane.pipeline.name, lane.suspect)
             lane.suspect = None
@@ -251,7 +257,8 @@ class Loop:
         self.confirm()
         ended, self._uncommitted = self._uncommitted, []
         given_up, self._arrivals.given_up = self._arrivals.given_up, []
-        journal.commit(sync=_must_sync(ended))
+        journal.commit(sync=self._sync)
+        self._sync = False
         now_ns = self._written_down_ns = self._now_ns()
         self._waits_since_ns = 0
         for lane, turn, _ in ended:
@@ -337,11 +344,6 @@ class Loop:
             return timeout_s
         due_ns = self._waits_since_ns + self._commit_wait_ns
         return min(timeout_s, max(0, due_ns - self._now_ns()) / 1e9)
-
-
-def _must_sync(ended: Iterable[_Ended]) -> bool:
-    """Whether one of the turns has to survive a loss of power."""
-    return any(one.lane.sync for one in ended)
 
 
 def _nothing(_pipeline: str, _letter: DeadLetter) -> None: ...

@@ -143,12 +143,13 @@ def test_live_results_go_before_the_backlog_which_is_marked_and_goes_at_its_own_
         box.send(f"old{name}")
     box.client.connected = True
     box.send("new")
-    assert box.sent() == ["new"]
+    box.wait(0.0)
+    assert box.sent() == ["new", "*old0", "*old1"]
 
     box.wait(1.0)
-    assert box.sent() == ["*old0", "*old1"]
+    assert box.sent() == ["*old2", "*old3"]
     box.wait(100.0)
-    assert box.sent() == [f"*old{name}" for name in range(2, 18)]
+    assert box.sent() == [f"*old{name}" for name in range(4, 20)]
     box.wait(0.25)
     assert box.sent() == []
 

@@ -129,7 +129,7 @@ class Outbox:
         self._backlog: deque[Parcel] = deque()
         self._refused: list[tuple[int, int, Parcel]] = []
         self._shelved: Counter[Stream] = Counter()
-        self._allowance, self._allowed_ns = 0.0, now_ns()
+        self._allowance, self._allowed_ns = settings.replay_per_s, now_ns()
         self.kept_bytes = self.kept_messages = self.replayed = 0
 
     @property

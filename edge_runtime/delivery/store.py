@@ -69,7 +69,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_results: Count = 1_000_000
     max_age_s: NotNegative = 0.0
     when_full: Literal["block", "drop_oldest"] = "block"
-    replay_per_s: Positive = 200.0
+    replay_per_s: Positive = 500.0
     budget_mb_per_day: NotNegative | None = None
     retry_min_s: Positive = 0.5
     retry_max_s: Positive = 60.0

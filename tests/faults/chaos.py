@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "integration"), str(REPOSITORY)]
 
-from broker import Broker  # noqa: E402  the path above
+from broker import Broker, until  # noqa: E402  the path above
 from outcome import RESULTS, Line, Machine, append, growth, read  # noqa: E402
 from reliability import PAGE, render  # noqa: E402
 from scene import NUMBERED_KINDS, Input, inputs  # noqa: E402
@@ -93,9 +93,11 @@ def kills(sizes: Sizes, seed: int, out: Path) -> None:
                 if trial.random.random() < NAMED_SHARE and not trial.sender.done:
                     point = trial.random.choice(POINTS)
                     trial.kill_and_restart(f"{point}:{trial.random.randint(1, 200)}")
-                    trial.node.await_death(60)
-                    points[point] += 1
-                    trial.node.start()
+                    until(lambda: not trial.node.alive or trial.sender.done, what=f"{point} is passed", timeout_s=60)
+                    if not trial.node.alive:
+                        trial.node.await_death()
+                        points[point] += 1
+                        trial.node.start()
                 else:
                     trial.kill_and_restart()
                 if trial.node.kills % 20 < 2:

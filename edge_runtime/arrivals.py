@@ -32,6 +32,8 @@ class Arrivals:
 
     def offer(self, connection: Connection, messages: list[Message]) -> None:
         """Put messages in line, those of one topic together: order matters within a stream, and to the broker."""
+        if connection.client.lost_at != connection.lost_at:
+            self._session_lost(connection)
         acks, find = connection.acks, connection.routes.find
         acks.arrived(messages)
         by_topic: dict[str, list[Message]] = {}
@@ -50,6 +52,12 @@ class Arrivals:
                 batches.setdefault(name, []).append(Queued(stream, run))
         for name, batch in batches.items():
             self._enqueue(connection, name, batch)
+
+    def _session_lost(self, connection: Connection) -> None:
+        connection.lost_at = connection.client.lost_at
+        for lane in self._lanes.values():
+            if lane.connection is connection:
+                lane.pipeline.session_lost(connection.lost_at)
 
     def _enqueue(self, connection: Connection, name: str, batch: list[Queued]) -> None:
         lane, admitted = self._lanes[name], []

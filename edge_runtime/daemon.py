@@ -13,8 +13,8 @@ from edge_runtime.about import about
 from edge_runtime.config import Config, PipelineSettings
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import Ledger, LedgerView
-from edge_runtime.delivery.outbox import Parcel
 from edge_runtime.delivery.overload import InputQueue
+from edge_runtime.delivery.parcels import Parcel
 from edge_runtime.device import systemd
 from edge_runtime.device.clock import kernel_clock
 from edge_runtime.device.heat import heat
@@ -32,6 +32,7 @@ from edge_runtime.monitor.latency import Deadline, NoRecorder, StageSummary, Tim
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Presence, State
 from edge_runtime.mqtt.publications import Publications
+from edge_runtime.mqtt.sessions import KnownSessions
 from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_pipelines
 from edge_runtime.pipelines import build_pipeline, make_recorders
 from edge_runtime.records import DeadLetter, Outgoing
@@ -147,6 +148,7 @@ class Daemon:
             self._connections[0].client.publish,
             connections=self._connections,
             store=self._journal.store if self._journal else None,
+            problem=lambda: self.loop.outbox.problem,
             unix_s=lambda: clock.unix_ns() / NS,
         )
         self.loop.on_poison = self._tell_poison
@@ -228,15 +230,16 @@ class Daemon:
         blocking = {name: min(item.queue.max, most) for name, item in pipelines.items() if item.queue.blocks}
         client_id = self._config.mqtt.client_id or f"edge-runtime-{self._config.node.id}"
         connections: dict[str, Connection] = {}
-        known = self._before.sessions if self._before else ()
+        self._known = KnownSessions(self._config.mqtt, client_id, self._before.sessions if self._before else {})
         for planned in plan_pipelines(wanted, blocking=blocking):
-            first, session = not self._connections, f"{client_id}{planned.suffix}@{self._config.mqtt.url}"
+            first, session = not self._connections, self._known.want(client_id + planned.suffix, planned.subscriptions)
             client = make_client(
                 self._config.mqtt,
                 client_id=client_id + planned.suffix,
                 subscriptions=planned.subscriptions,
                 receive_maximum=planned.receive_maximum,
-                had_session=session in known,
+                had_session=session in self._known,
+                stale=self._known.stale(session),
                 presence=self._presence if first else None,
                 birth=self._birth if first else _nothing,
             )
@@ -290,12 +293,8 @@ class Daemon:
 
     def _note_sessions(self) -> None:
         """Remember who holds a session for us: if it is gone when we come again, messages may be, too."""
-        journal = self._journal
-        if journal is None:
-            return
-        known = {connection.session for connection in self._connections if connection.client.connected}
-        if not known <= set(journal.node.sessions):
-            sessions = tuple(sorted({*journal.node.sessions, *known}))
+        journal, subscribed = self._journal, [item.session for item in self._connections if item.client.subscribed]
+        if journal is not None and (sessions := self._known.note(subscribed)) != journal.node.sessions:
             journal.write_node(msgspec.structs.replace(journal.node, sessions=sessions))
 
     def _make_publications(self) -> Publications:
@@ -362,6 +361,7 @@ class Daemon:
             self._recorders.values(),
             self._latency_log.problem,
             self._journal.store.problem if self._journal else "",
+            self.loop.outbox.problem,
             over_budget(wear),
         )
         self._tell_state("degraded" if found else "online")

@@ -25,8 +25,10 @@ class NodeEvents:
         connections: Iterable[Connection],
         store: Store | None,
         unix_s: Callable[[], float],
+        problem: Callable[[], str] = str,
     ) -> None:
-        """publish: keeps an event until there is a connection."""
+        """publish: keeps an event until there is a connection. problem: why results cannot be delivered, or ""."""
+        self._undelivered, self._cannot_deliver = problem, False
         self._publications, self._publish, self._unix_s = publications, publish, unix_s
         self._connections, self._store = list(connections), store
         self._counted: dict[tuple[str, str], int] = {}
@@ -38,6 +40,10 @@ class NodeEvents:
         """At connections and store; cheap enough to be done often."""
         for event, facts in (*self._of_connections(), *self._of_store()):
             self.tell(event, facts)
+        problem = self._undelivered()
+        if problem and not self._cannot_deliver:
+            self.tell("results_kept_back", {"problem": problem})
+        self._cannot_deliver = bool(problem)
 
     def review(self, view: LedgerView) -> None:
         """At the ledger."""

@@ -17,12 +17,12 @@ from edge_runtime.stream.pipeline import Pipeline
 class Connection:
     """One broker connection: its client, where its messages go, and what is still to be acknowledged.
 
-    session: names what the broker holds for us.
+    session: names what the broker holds for us. lost_at: the client's, as its pipelines were told.
     """
 
     def __init__(self, client: Client, routes: Routes, *, session: str = "") -> None:
         self.client, self.routes, self.session = client, routes, session
-        self.acks = Acknowledgements()
+        self.acks, self.lost_at = Acknowledgements(), 0
 
 
 class Lane:

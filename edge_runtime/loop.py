@@ -13,7 +13,8 @@ import msgspec
 from edge_runtime.arrivals import NO_STREAM, Arrivals
 from edge_runtime.delivery.journal import Journal
 from edge_runtime.delivery.ledger import Ledger, LedgerView
-from edge_runtime.delivery.outbox import Kind, Outbox, Parcel
+from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.delivery.parcels import Kind, Parcel
 from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.monitor.departures import Departures
@@ -98,6 +99,7 @@ class Loop:
         self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
         self.publish_refusals = self.rounds = 0
         self._sync = False
+        self._look_for_careful()
         self.on_poison: Callable[[str, DeadLetter], None] = _nothing
 
     def step(self, timeout_s: float, *, accepting: bool = True) -> None:
@@ -111,7 +113,7 @@ class Loop:
         if not any(map(self._may_begin, self._lanes.values())):
             self._wait(self._idle_s(timeout_s))
         self._poll(accepting=accepting)
-        for lane in self._lanes.values():
+        for lane in sorted(self._lanes.values(), key=_careful_first) if self._careful else self._lanes.values():
             if self._may_begin(lane):
                 self._begin_turn(lane)
         for name in self._worker.finished() if self._worker else ():
@@ -177,6 +179,8 @@ class Loop:
             self._begin_carefully(lane, journal)
             begun += 1
         journal.commit(sync=self._sync)  # what another lane does to the process is not held against these messages
+        if not lane.careful and self._may_begin(lane):
+            self._run(lane, lane.queue.take(TURN_MESSAGES))
 
     def _begin_carefully(self, lane: Lane, journal: Journal) -> None:
         """Note a message that comes again before its turn, which it has for itself; not if that killed us before."""
@@ -193,8 +197,12 @@ class Loop:
                 lane.suspect = message
                 journal.commit(sync=lane.sync or self._sync)
             self._run(lane, runs)
-        if not any(other.careful or other.suspect for other in self._lanes.values()):
+        self._look_for_careful()
+        if not self._careful:
             journal.forget_notes()
+
+    def _look_for_careful(self) -> None:
+        self._careful = any(lane.careful or lane.suspect for lane in self._lanes.values())
 
     def _run(self, lane: Lane, runs: list[Queued]) -> None:
         turn = lane.pipeline.ingest(runs)
@@ -225,6 +233,7 @@ class Loop:
         if lane.suspect is not None:
             journal.survived(lane.pipeline.name, lane.suspect)
             lane.suspect = None
+            self._look_for_careful()
         self._uncommitted.append(_Ended(lane, turn, self._batches(turn, durable=True)))
 
     def _batches(self, turn: Turn, *, durable: bool) -> list[_Batch]:
@@ -329,6 +338,8 @@ class Loop:
         self._publish_letter(pipeline, DeadLetter(stream, REFUSED, reason, message))
 
     def _may_begin(self, lane: Lane) -> bool:
+        if self._careful and any(other.suspect or other.in_flight for other in self._lanes.values()):
+            return False  # nothing else may end the process in the turn of a suspect
         most = 1 if lane.careful else TURNS_IN_FLIGHT
         return len(lane.queue) > 0 and len(lane.in_flight) < most and self.outbox.has_room(durable=lane.durable)
 
@@ -344,6 +355,10 @@ class Loop:
             return timeout_s
         due_ns = self._waits_since_ns + self._commit_wait_ns
         return min(timeout_s, max(0, due_ns - self._now_ns()) / 1e9)
+
+
+def _careful_first(lane: Lane) -> bool:
+    return not lane.careful
 
 
 def _nothing(_pipeline: str, _letter: DeadLetter) -> None: ...

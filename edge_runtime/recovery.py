@@ -12,7 +12,7 @@ import msgspec
 from edge_runtime.config import Config, PipelineSettings
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, as_row, from_row
-from edge_runtime.delivery.outbox import Parcel, parcels_of
+from edge_runtime.delivery.parcels import Parcel, parcels_of
 from edge_runtime.delivery.store import Store
 from edge_runtime.lanes import Lane
 from edge_runtime.loop import Loop
@@ -75,5 +75,5 @@ def take_up(
     loop.states.restore(publications.state_change(pipeline, change) for pipeline, change in journal.shown())
     if journal.before is not None and journal.before.clean:
         journal.forget_notes()
-    journal.write_node(Node(clean=False, sessions=journal.before.sessions if journal.before else ()))
+    journal.write_node(Node(clean=False, sessions=journal.before.sessions if journal.before else {}))
     journal.commit(sync=False)

@@ -268,6 +268,7 @@ class _Tape:
     kind: Kind = "callbacks"
     connected = subscribed = True
     more = held = False
+    lost_at = 0
     reason = problem = ""
 
     def __init__(

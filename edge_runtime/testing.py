@@ -51,7 +51,7 @@ class MemoryClient:
     kind: Kind = "callbacks"
 
     def __init__(self) -> None:
-        self.counters = Counters()
+        self.counters, self.lost_at = Counters(), 0
         self.refused_filters: dict[str, str] = {}
         self.more = self.held = False
         self.connected = True

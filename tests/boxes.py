@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 from edge_runtime.delivery.journal import PARCEL, Basis, Journal
 from edge_runtime.delivery.ledger import Ledger, as_row, from_row
-from edge_runtime.delivery.outbox import REPLAYED, Kind, Outbox, parcels_of
+from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.delivery.parcels import REPLAYED, Kind, parcels_of
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.mqtt.transport import is_permanent
 from edge_runtime.records import Outgoing

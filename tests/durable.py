@@ -18,8 +18,8 @@ from bundles import means_manifest
 from edge_runtime.delivery.database import Connect
 from edge_runtime.delivery.journal import Basis, Journal
 from edge_runtime.delivery.ledger import Account, Ledger
-from edge_runtime.delivery.outbox import parcels_of
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
+from edge_runtime.delivery.parcels import parcels_of
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.loop import Loop

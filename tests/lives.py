@@ -106,7 +106,8 @@ class Sent(msgspec.Struct, frozen=True):
     """A message as the broker has it.
 
     age_ns: since it was first received. given_up: messages that gave way before it. paused: by time of receipt it
-    comes after a gap, which nobody sees who was not there.
+    comes after a gap, which nobody sees who was not there. connection: which one it comes in on, from 0 up; lost_at:
+    the newest one until then at which the session was lost.
     """
 
     stream: str
@@ -118,11 +119,18 @@ class Sent(msgspec.Struct, frozen=True):
     dup: bool = False
     expiry_s: int | None = None
     paused: bool = False
+    connection: int = 0
+    lost_at: int = 0
 
     def message(self, run: int) -> Message:
         received_ns, user = now_ns(run) - self.age_ns, (("n", str(self.number)),)
         properties = Properties("application/json", user, message_expiry_s=self.expiry_s)
-        return Message("t", self.payload, received_ns, qos=1, mid=self.mid, dup=self.dup, properties=properties)
+        epoch = epoch_of(self.connection, run)
+        return Message("t", self.payload, received_ns, 1, self.mid, False, self.dup, properties, epoch)
+
+
+def epoch_of(connection: int, run: int) -> int:
+    return 1 + connection + run
 
 
 class Journal:
@@ -191,22 +199,31 @@ class Run:
         self.case, self.journal, self.ledger, self.number = case, Journal(case), Ledger(), 0
         self.pipeline = case.pipeline(Ledger(), run=0)
         self.told: dict[str, list[object]] = {}
+        self.lost_at = 0
+        self.heard: dict[str, int] = {}
 
     def play(self, waiting: Sequence[Sent], cuts: Sequence[int], ends: Sequence[int] = ()) -> None:
         """Turns of these sizes, over and over. ends: turns in the middle of which the process ends."""
         done = 0
         while waiting:
-            done, n = done + 1, cuts[done % len(cuts)]
+            done, n, lost_at = done + 1, cuts[done % len(cuts)], self.lost_at
             turn, rest = self.ingest(waiting, n)
-            if done in ends and not any(one.paused for one in soon(waiting)):
+            if done in ends and self._may_end(waiting, lost_at):
                 self.finish(turn)
                 self.ingest(rest, n)
                 self.restart()
+                self.lost_at = lost_at
                 waiting = [msgspec.structs.replace(one, dup=True) for one in waiting[: 2 * n]] + [*waiting[2 * n :]]
             else:
                 self.finish(turn)
                 self._settle(turn)
                 waiting = rest
+
+    def _may_end(self, waiting: Sequence[Sent], lost_at: int) -> bool:
+        """Whether all that only this run of the process knows has been told. lost_at: as it was told by then."""
+        unheard = [one for one in waiting if one.lost_at > self.heard.get(one.stream, 0)]
+        near = soon(waiting)
+        return not any(one.lost_at <= lost_at or one in near for one in unheard) and not any(one.paused for one in near)
 
     def restart(self) -> None:
         self.number += 1
@@ -223,6 +240,9 @@ class Run:
             if one.given_up and one.stream in runs:
                 break
             message = one.message(self.number)
+            if one.lost_at > self.lost_at:
+                self.lost_at = one.lost_at
+                self.pipeline.session_lost(epoch_of(one.lost_at, self.number))
             sent[id(message)] = one
             runs.setdefault(one.stream, Queued(one.stream, [], one.given_up)).messages.append(message)
         turn = self.pipeline.ingest(list(runs.values()))
@@ -248,6 +268,7 @@ class Run:
         for letter in turn.dead_letters:
             self._tell(f"{letter.stream} dead", (letter.reason, letter.message.payload))
         for accepted in turn.accepted:
+            self.heard[accepted.stream] = accepted.messages[-1].epoch - epoch_of(0, self.number)
             for number, message in enumerate(accepted.messages, accepted.first):
                 self._tell(f"{accepted.stream} taken", (accepted.epoch, number, message.payload))
 
@@ -323,9 +344,16 @@ def history(case: Case, rng: random.Random) -> list[Sent]:
     sensors = {stream: Sensor(stream, case) for stream in "abc"}
     sizes, odd = rng.choice([[1], [1], [3], [1, 2, 5], [1, 1, 1, 1, 7]]), rng.choice([0.03, 0.2, 0.5])
     sent = [sensor.send("usual", 1, 0.5) for sensor in sensors.values()]
+    reconnects, connection, lost_at = rng.choice([0, 0.05]), 0, 0
     for _ in range(STEPS):
+        if rng.random() < reconnects:
+            connection += 1
+            lost_at = rng.choice([lost_at, lost_at, connection])
+            for sensor in sensors.values():
+                sensor.at_s += rng.choice([0, 0.7])
         kind = rng.choice(ODD) if rng.random() < odd else "usual"
-        sent.append(sensors[rng.choice("aaab")].send(kind, rng.choice(sizes), rng.choice(LEVELS)))
+        one = sensors[rng.choice("aaab")].send(kind, rng.choice(sizes), rng.choice(LEVELS))
+        sent.append(msgspec.structs.replace(one, connection=connection, lost_at=lost_at))
     return sent
 
 

@@ -68,6 +68,28 @@ def test_what_is_refused_for_now_is_kept_and_tried_again(box: Box, reason: str) 
     assert (box.waiting, box.ledger.account("p", "a").confirmed) == (0, 2)
 
 
+def test_what_is_kept_back_is_a_problem_until_it_is_delivered(box: Box) -> None:
+    box.send("1", "2")
+    assert box.outbox.problem == ""
+    box.answer(refuse=NOT_AUTHORIZED)
+    assert box.outbox.problem == f"p: results cannot be delivered: {NOT_AUTHORIZED}; 2 are kept and sent again"
+
+    box.wait(60.0)
+    assert box.outbox.problem != ""
+    box.answer()
+    assert box.outbox.problem == ""
+
+
+@pytest.mark.parametrize(("when_full", "then"), [("block", "no more are made"), ("drop_oldest", "the oldest give way")])
+def test_a_full_store_is_a_problem(tmp_path: Path, when_full: str, then: str) -> None:
+    box = made(tmp_path, max_results=2, when_full=when_full)
+    box.send("1")
+    assert box.outbox.problem == ""
+    box.send("2")
+
+    assert box.outbox.problem == f"the store is full: 2 results, {box.outbox.kept_bytes / 1e6:.3g} MB; {then}"
+
+
 def test_the_pause_doubles_up_to_its_bound_with_all_of_it_but_the_least_by_chance(box: Box) -> None:
     pauses = []
     for jitter in (0.0, *[1.0] * 9):

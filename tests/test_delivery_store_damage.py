@@ -274,3 +274,23 @@ def test_records_that_make_no_sense_to_the_caller_are_moved_aside(path: Path, ne
 
     assert new_store().load() == [Record(new, 1, b"new")]
     assert new_store(at=Path(store.quarantined)).load() == old
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_while_it_was_in_use_is_a_problem(
+    path: Path, new_store: NewStore, *, replaced: bool
+) -> None:
+    store = new_store()
+    store.load()
+    store.put(1, b"kept")
+    assert store.commit(sync=False)
+    store.review()
+    assert store.problem == ""
+    path.unlink()
+    if replaced:
+        path.write_bytes(b"")
+    store.review()
+
+    assert "removed or replaced while it was in use" in store.problem
+    store.put(1, b"waiting")
+    assert not store.commit(sync=False)

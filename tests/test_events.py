@@ -53,7 +53,9 @@ class Scene:
             connections=[Connection(self.client, Routes([]), session="n@mqtt://b")],
             store=self.store,
             unix_s=lambda: 12.5,
+            problem=lambda: self.kept_back,
         )
+        self.kept_back = ""
 
     def put(self, *, disk_full: bool) -> None:
         """Into the store, after longer than it waits for its disk."""
@@ -119,6 +121,15 @@ def test_a_store_that_cannot_be_written_is_told_and_that_it_can_again(scene: Sce
 
     problem = "the store cannot be written: database or disk is full; delivery as with `memory`"
     assert found == [[{"event": "store_degraded", "problem": problem}], [], [{"event": "store_recovered"}], []]
+
+
+def test_results_that_are_kept_back_are_told_when_that_begins(scene: Scene) -> None:
+    found = []
+    for problem in ("p: 1 is kept", "p: 2 are kept", "", "the store is full"):
+        scene.kept_back = problem
+        found.append([(event["event"], event["problem"]) for event in scene.told()])
+
+    assert found == [[("results_kept_back", "p: 1 is kept")], [], [], [("results_kept_back", "the store is full")]]
 
 
 def test_a_store_that_was_moved_aside_is_told_with_its_place(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from broker import WAIT_S, Broker
-from driving import drive
+from driving import drive, receive
 from scripted import RECEIVE_MAXIMUM, Scripted
 
 from edge_runtime.mqtt.client import MqttClient
@@ -19,6 +19,7 @@ MakeClient = Callable[..., MqttClient]
 Events = Callable[[], list[tuple[str, str]]]
 
 DISCONNECT, TAKEN_OVER = 0xE0, b"\x8e\x00"
+SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 0x82, 0x90, 0xA2, 0xB0
 
 
 @pytest.fixture(params=["lane", "callbacks"])
@@ -59,6 +60,83 @@ def test_a_session_that_is_gone_at_a_reconnect_is_one_event_each_time(
 
     assert client.counters.sessions_lost == 2
     assert [event for event, _ in events()].count("mqtt_session_lost") == 2
+
+
+def test_stale_filters_are_dropped_before_any_subscription_until_the_broker_has_answered(
+    make_client: MakeClient, scripted: Scripted
+) -> None:
+    client = make_client(scripted.url, subscriptions=[("new", 1)], stale=["old", "older"])
+    for _ in range(2):
+        scripted.welcome(client, session_present=True)
+        (first, unsubscribe), (second, subscribe) = scripted.receive(client), scripted.receive(client)
+        assert (first, unsubscribe[3:]) == (UNSUBSCRIBE, b"\x00\x03old\x00\x05older")
+        assert (second, subscribe[3:-1]) == (SUBSCRIBE, b"\x00\x03new")
+        scripted.send_packet(SUBACK, subscribe[:2] + b"\x00\x01")
+        assert scripted.received(client, quiet_s=0.05) == []
+        assert not client.subscribed
+
+    scripted.send_packet(UNSUBACK, unsubscribe[:2] + b"\x00\x00\x11")
+    drive(client, lambda: client.subscribed)
+    scripted.welcome(client, session_present=True)
+    assert scripted.receive(client)[0] == SUBSCRIBE
+
+
+def test_an_unsubscription_that_is_never_answered_ends_the_connection(
+    make_client: MakeClient, scripted: Scripted
+) -> None:
+    client = make_client(scripted.url, settings={"ack_timeout_s": 0.2}, stale=["old"])
+    scripted.welcome(client, session_present=True)
+    assert scripted.receive(client)[0] == UNSUBSCRIBE
+    drive(client, lambda: not client.connected)
+
+    assert client.reason == "no answer to the subscription within 0.2 s"
+
+
+def test_a_broker_that_does_not_know_the_session_has_no_stale_filters(
+    make_client: MakeClient, scripted: Scripted
+) -> None:
+    client = make_client(scripted.url, subscriptions=[("new", 1)], stale=["old"])
+    for present in (False, True):
+        scripted.welcome(client, session_present=present)
+        assert scripted.receive(client)[0] == SUBSCRIBE
+
+
+def test_a_filter_the_broker_will_not_drop_is_named(
+    make_client: MakeClient, scripted: Scripted, events: Events
+) -> None:
+    client = make_client(scripted.url, stale=["old"])
+    scripted.welcome(client, session_present=True)
+    _, body = scripted.receive(client)
+    scripted.send_packet(UNSUBACK, body[:2] + b"\x00\x87")
+    drive(client, lambda: client.subscribed)
+
+    assert ("mqtt_unsubscription_refused", "Not authorized") in events()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_nothing_comes_by_a_filter_that_an_earlier_process_had(
+    make_client: MakeClient, broker: Broker, protocol: str
+) -> None:
+    filters = [("in/old", 1), ("in/both", 1)]
+    first = make_client(broker.url, settings={"protocol": protocol}, subscriptions=filters)
+    drive(first, lambda: first.subscribed)
+    first.stop(1.0)
+
+    client = make_client(
+        broker.url,
+        settings={"protocol": protocol},
+        subscriptions=[("in/both", 1), ("in/new", 1)],
+        had_session=True,
+        stale=["in/old"],
+    )
+    drive(client, lambda: client.subscribed)
+    probe = broker.probe()
+    for topic in ("in/old", "in/both", "in/new"):
+        probe.publish(topic, b"")
+
+    assert [message.topic for message in receive(client, 2)] == ["in/both", "in/new"]
+    assert client.counters.sessions_lost == 0
 
 
 def test_a_receive_maximum_of_its_own_is_what_the_connection_tells_the_broker(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +17,8 @@ import numpy as np
 
 from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.latest import Latest, Row
-from edge_runtime.delivery.ledger import ALL, Ledger, as_row, from_row, tally
+from edge_runtime.delivery.ledger import Ledger, as_row, from_row, tally
+from edge_runtime.delivery.seen import SeenRecords
 from edge_runtime.delivery.store import Store
 from edge_runtime.marks import Kept, Seen, StreamMark, WindowMark
 from edge_runtime.records import (
@@ -35,8 +36,6 @@ PARCEL, INPUT, SEEN, LATEST, NOTE, NODE = range(1, 7)
 STREAM, ACCOUNT = range(2)
 SEEN_TOGETHER = 32
 """Messages of a stream that are remembered with its state, before they get a record of their own."""
-DISCARDED_TOGETHER = 128
-"""Messages more than have to be remembered, before the oldest are deleted together: that writes a page each time."""
 NOTED_TOO_OFTEN = 2
 """Ends of the process in the very turn of a message, after which it is not tried again."""
 
@@ -45,10 +44,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True):
-    """The run that writes the store. clean: it has ended in order. sessions: brokers that know us, "client id@url"."""
+    """The run that writes the store. clean: it has ended in order. sessions: mqtt.sessions.KnownSessions says what."""
 
     clean: bool = False
-    sessions: tuple[str, ...] = ()
+    sessions: dict[str, tuple[str, ...]] = {}
 
 
 class Basis(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +89,7 @@ class Journal:
     """Writes settled turns to the store, and reads them back at start.
 
     node: of this run; before: of the run before, None when there was none. settled: the ledger as of what was settled.
-    memory: messages of a pipeline remembered against redelivery.
+    memory: messages of a stream remembered against redelivery.
     """
 
     def __init__(self, store: Store, *, memory: int, bases: Mapping[str, Basis]) -> None:
@@ -104,8 +103,7 @@ class Journal:
         self._touched: dict[Key, _Stream] = {}
         self._counted: set[Key] = set()
         self._inputs: dict[Key, deque[_Place]] = {}
-        self._seen_records: dict[str, deque[tuple[int, int]]] = {}
-        self._seen_messages: dict[str, int] = {}
+        self._seen = SeenRecords(store, memory=memory)
         self._notes: dict[bytes, tuple[int, int]] = {}
         self._remembered: dict[str, dict[str, Remembered]] = {}
 
@@ -185,7 +183,8 @@ class Journal:
         for state in touched.values():
             if sum([len(one.contents) for one in state.recent]) >= SEEN_TOGETHER:
                 recent, state.recent = state.recent, []
-                self._add_seen(state.pipeline, self.store.put(SEEN, _encode((state.pipeline, recent))), recent)
+                record = self.store.put(SEEN, _encode((state.pipeline, recent)))
+                self._seen.add((state.pipeline, state.stream), record, recent)
         rows: dict[Row, object] = {(STREAM, *key): state for key, state in touched.items()}
         rows |= {(ACCOUNT, *key): as_row(self.settled.account(*key)) for key in counted}
         self._latest.put(rows)
@@ -263,30 +262,45 @@ class Journal:
         They are counted as one then. waiting: those that have results to be sent stay.
         """
         keys = [key for key in self._streams if key[0] == pipeline]
-        keys.sort(key=lambda key: self._latest.record((STREAM, *key)))
+        keys.sort(key=self._written)
         for key in keys[: max(0, len(keys) - most)]:
             if key not in waiting:
                 self._forget_stream(key)
                 self.settled.fold(*key)
-                self._latest.drop((ACCOUNT, *key))
-                self._counted.add((pipeline, ALL))
+                self._forget_account(key)
+                self._write_anew()
 
     def _forget_stream(self, key: Key) -> None:
         self._streams.pop(key, None)
+        self._touched.pop(key, None)
         self._remembered.get(key[0], {}).pop(key[1], None)
         self._latest.drop((STREAM, *key))
         for place in self._inputs.pop(key, ()):
             self.store.discard(place.record)
+        self._seen.forget(key)
 
     def forget(self, pipeline: str, *, account: bool) -> None:
         """Of a pipeline that is no longer kept here. account: and what was counted of it."""
         for key in [key for key in {*self._streams, *self._inputs} if key[0] == pipeline]:
             self._forget_stream(key)
-        for record, _ in self._seen_records.pop(pipeline, ()):
-            self.store.discard(record)
         for key in [key for key in self.settled.accounts() if key[0] == pipeline] if account else []:
             self.settled.forget(*key)
-            self._latest.drop((ACCOUNT, *key))
+            self._forget_account(key)
+        self._write_anew()
+
+    def _forget_account(self, key: Key) -> None:
+        self._counted.discard(key)
+        self._latest.drop((ACCOUNT, *key))
+
+    def _write_anew(self) -> None:
+        """All of what is newest: a record that is kept for other rows must not bring back the forgotten ones."""
+        oldest_first = sorted(self._streams, key=self._written)
+        self._touched.update({key: self._streams[key] for key in oldest_first})
+        self._counted.update(self.settled.accounts())
+
+    def _written(self, key: Key) -> int:
+        """The higher, the later something was last said of the stream."""
+        return self._latest.record((STREAM, *key))
 
     def pipelines(self) -> set[str]:
         """Of which anything is kept."""
@@ -299,7 +313,7 @@ class Journal:
 
     def _read_seen(self, record: Record) -> None:
         pipeline, seen = msgspec.msgpack.decode(record.body, type=tuple[str, list[Seen]])
-        self._add_seen(pipeline, record.id, seen)
+        self._seen.add((pipeline, seen[0].stream), record.id, seen)
         for one in seen:
             self._left(pipeline, one.stream).seen.append(one)
 
@@ -349,24 +363,6 @@ class Journal:
             if place.resets == window.resets and over > window.needed:
                 return
             self.store.discard(places.popleft().record)
-
-    def _add_seen(self, pipeline: str, record: int, seen: Sequence[Seen]) -> None:
-        """Remember a record of messages, and let go of the oldest.
-
-        Records lie in another order than their messages: one commit may bring as many as have to be remembered, stream
-        by stream, and each stream some from before.
-        """
-        most = 2 * self.memory + SEEN_TOGETHER * sum(key[0] == pipeline for key in self._streams)
-        records = self._seen_records.setdefault(pipeline, deque())
-        n = sum(len(one.contents) for one in seen)
-        records.append((record, n))
-        total = self._seen_messages.get(pipeline, 0) + n
-        if total >= most + DISCARDED_TOGETHER:
-            while total - records[0][1] >= most:
-                oldest, its_n = records.popleft()
-                total -= its_n
-                self.store.discard(oldest)
-        self._seen_messages[pipeline] = total
 
 
 NO_MARK = StreamMark(-1, "", False, 0, (), 0, 0, WindowMark(0, 0, 0, 0, True, 0))

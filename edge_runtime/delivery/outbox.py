@@ -8,33 +8,31 @@ replayed. What the broker refuses for now is tried again, ever more rarely.
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import msgspec
-
-from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.journal import PARCEL, Journal
 from edge_runtime.delivery.ledger import Ledger, tally
+from edge_runtime.delivery.parcels import Kind, Parcel, messages_of, packed
 from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.records import Outgoing
+
+log = logging.getLogger(__name__)
 
 PARCEL_MESSAGES = 16
 """At most so many in one parcel: after a crash those already confirmed of one that is not over go again."""
 REASON_CHARACTERS = 60
 MAX_DOUBLINGS = 32
 UNREADABLE = "unreadable"
-REPLAYED = (("replayed", "1"),)
 MB = 1_000_000
 NS = 1e9
 
-Kind = Literal["result", "event", "dead"]
 Stream = tuple[str, str]
 NOT_A_RESULT: Stream = ("", "")
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Publisher(Protocol):
@@ -44,44 +42,6 @@ class Publisher(Protocol):
     def connected(self) -> bool: ...
 
     def publish_all(self, messages: Sequence[Outgoing]) -> int: ...
-
-
-class _Body(msgspec.Struct, frozen=True, array_like=True):
-    """A parcel as it is stored. streams, topics: one each, or one for all. unix_s: when it was made."""
-
-    pipeline: str
-    kind: Kind
-    unix_s: float
-    qos: int
-    content_type: str
-    streams: list[str]
-    topics: list[str]
-    payloads: list[bytes]
-
-    def messages(self) -> list[Outgoing]:
-        topics = self.topics * len(self.payloads) if len(self.topics) == 1 else self.topics
-        return [
-            Outgoing(topic, payload, self.qos, content_type=self.content_type, user=REPLAYED)
-            for topic, payload in zip(topics, self.payloads, strict=True)
-        ]
-
-
-class Parcel:
-    """Messages of one turn that are kept together.
-
-    record: its id in the store, 0 when it is not durable. todo: indices of what is on the shelf, to be handed over;
-    open: messages whose fate is not known yet; dropped: (index, reason) of those given up. size: bytes of its record.
-    refused: times the broker did not want one of them.
-    """
-
-    __slots__ = ("dropped", "kind", "open", "pipeline", "record", "refused", "size", "streams", "todo", "unix_s")
-
-    def __init__(self, pipeline: str, kind: Kind, streams: Sequence[str], *, unix_s: float) -> None:
-        self.pipeline, self.kind, self.streams, self.unix_s = pipeline, kind, streams, unix_s
-        self.open = len(streams)
-        self.todo: list[int] = []
-        self.dropped: list[tuple[int, str]] = []
-        self.record = self.size = self.refused = 0
 
 
 Entry = tuple[Parcel, int]
@@ -128,6 +88,7 @@ class Outbox:
         self._handed: list[_Handed] = []
         self._backlog: deque[Parcel] = deque()
         self._refused: list[tuple[int, int, Parcel]] = []
+        self._unwanted: dict[Parcel, str] = {}
         self._shelved: Counter[Stream] = Counter()
         self._allowance, self._allowed_ns = settings.replay_per_s, now_ns()
         self.kept_bytes = self.kept_messages = self.replayed = 0
@@ -150,6 +111,18 @@ class Outbox:
             return bool(self._waiting or self._entries or self._handed)
         return bool(self._handed) or any(not parcel.record for parcel, _ in self._entries.values())
 
+    @property
+    def problem(self) -> str:
+        """Why results that are kept cannot be delivered, or no more can be kept; "" while all is well."""
+        if self.full:
+            then = "no more are made" if self._settings.when_full == "block" else "the oldest give way"
+            return f"the store is full: {self.kept_messages:,} results, {self.kept_bytes / MB:.3g} MB; {then}"
+        parcel = next(iter(self._unwanted), None)
+        if parcel is None:
+            return ""
+        n, reason = sum(one.open for one in self._unwanted), self._unwanted[parcel]
+        return f"{parcel.pipeline}: results cannot be delivered: {reason}; {n:,} are kept and sent again"
+
     def is_waiting(self, token: int) -> bool:
         return token in self._waiting
 
@@ -167,7 +140,7 @@ class Outbox:
         for i in range(0, len(messages), PARCEL_MESSAGES):
             parcel = Parcel(pipeline, kind, streams[i : i + PARCEL_MESSAGES], unix_s=self._unix_s())
             if durable and self._journal is not None:
-                body = _encode(_body(parcel, messages[i : i + PARCEL_MESSAGES]))
+                body = packed(parcel, messages[i : i + PARCEL_MESSAGES])
                 self._keep(parcel, self._journal.store.put(PARCEL, body), len(body))
             parcels.append(parcel)
         if self.full and self._settings.when_full == "drop_oldest":
@@ -217,7 +190,7 @@ class Outbox:
         if messages is None:
             for i in todo:
                 if self._journal is not None and self._journal.store.holds(parcel.record):
-                    self._try_later(parcel, i)
+                    self._try_later(parcel, i, UNREADABLE)
                 else:
                     self._give_up(parcel, i, UNREADABLE)
             return
@@ -256,10 +229,12 @@ class Outbox:
         elif self._is_permanent(reason):
             self._dead_letter(*entry, reason)
         else:
-            self._try_later(*entry)
+            self._try_later(*entry, reason)
 
     def review(self) -> None:
-        """Give up what is older than it may be."""
+        """See that the store is still there, and give up what is older than it may be."""
+        if self._journal is not None:
+            self._journal.store.review()
         if not self._settings.max_age_s:
             return
         oldest_s = self._unix_s() - self._settings.max_age_s
@@ -279,13 +254,16 @@ class Outbox:
             self._shelve(parcel, range(len(parcel.streams)))
             self._backlog.append(parcel)
 
-    def _try_later(self, parcel: Parcel, i: int) -> None:
+    def _try_later(self, parcel: Parcel, i: int, reason: str) -> None:
         """With exponential back-off and full jitter; what else of the parcel is refused until then goes with it."""
         on_shelf = bool(parcel.todo)
         self._shelve(parcel, [i])
         if not on_shelf:
             settings, parcel.refused = self._settings, parcel.refused + 1
             longest_s = min(settings.retry_max_s, settings.retry_min_s * 2.0 ** min(parcel.refused, MAX_DOUBLINGS))
+            if not self._unwanted:
+                log.warning("results_refused", extra={"pipeline": parcel.pipeline, "reason": reason})
+            self._unwanted[parcel] = reason
             delay_s = settings.retry_min_s + self._uniform() * (longest_s - settings.retry_min_s)
             heapq.heappush(self._refused, (self._now_ns() + int(delay_s * NS), parcel.record, parcel))
 
@@ -313,6 +291,8 @@ class Outbox:
     def _is_over(self, parcel: Parcel) -> None:
         """The fate of one more of its messages is known; of all: it is posted and goes with the next commit."""
         parcel.open -= 1
+        if not parcel.open:
+            self._unwanted.pop(parcel, None)
         if parcel.open or not parcel.record or self._journal is None:
             return
         if parcel.kind == "result":
@@ -334,7 +314,7 @@ class Outbox:
 
     def _read(self, parcel: Parcel) -> list[Outgoing] | None:
         body = None if self._journal is None else self._journal.store.read(parcel.record)
-        return None if body is None else msgspec.msgpack.decode(body, type=_Body).messages()
+        return None if body is None else messages_of(body)
 
     def _shelve(self, parcel: Parcel, indices: Iterable[int]) -> None:
         indices = list(indices)
@@ -348,34 +328,6 @@ class Outbox:
             self._shelved.subtract((parcel.pipeline, parcel.streams[i]) for i in todo)
             self._shelved += Counter()  # without those at zero
         return todo
-
-
-def parcels_of(records: Iterable[Record]) -> list[Parcel]:
-    """What of the store's records waits to be sent. Raises msgspec.DecodeError."""
-    parcels = []
-    for record in records:
-        if record.kind == PARCEL:
-            body = msgspec.msgpack.decode(record.body, type=_Body)
-            streams = body.streams * len(body.payloads) if len(body.streams) == 1 else body.streams
-            parcel = Parcel(body.pipeline, body.kind, streams, unix_s=body.unix_s)
-            parcel.record, parcel.size = record.id, len(record.body)
-            parcels.append(parcel)
-    return parcels
-
-
-def _body(parcel: Parcel, messages: Sequence[Outgoing]) -> _Body:
-    first, streams, topics = messages[0], parcel.streams, [message.topic for message in messages]
-    same = topics.count(first.topic) == len(topics)
-    return _Body(
-        parcel.pipeline,
-        parcel.kind,
-        parcel.unix_s,
-        first.qos,
-        first.content_type,
-        [streams[0]] if same else list(streams),
-        topics[:1] if same else topics,
-        [message.payload for message in messages],
-    )
 
 
 def _post_drop(ledger: Ledger, parcel: Parcel, i: int, reason: str) -> None:

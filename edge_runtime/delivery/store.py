@@ -115,7 +115,7 @@ class Store:
         self._now_ns, self._unix_s, self._sleep, self._connect = now_ns, unix_s, sleep, connect
         self._connection: sqlite3.Connection | None = None
         self._loaded = False
-        self._corrupt = False
+        self._corrupt, self._inode = False, 0
         self._sync: bool | None = None
         self._forget()
         self._failures = 0
@@ -227,6 +227,11 @@ class Store:
         except OSError as error:
             self._refused(error)
 
+    def review(self) -> None:
+        """See that the file is still there: one that was removed takes what is written with it, and lets others in."""
+        if self._connection is not None and self._inode and _inode(self._path) != self._inode and not self._corrupt:
+            self._refused(sqlite3.DatabaseError("the file was removed or replaced while it was in use"))
+
     def close(self) -> None:
         """Give the file up; what was not committed is lost."""
         if self._connection is not None:
@@ -294,6 +299,7 @@ class Store:
             check_header(self._path)
             connection = connected(self._path, self._connect)
             set_up(connection, self._tuning)
+            self._inode = _inode(self._path)
             return connection, read_all(connection) if read else []
         except (sqlite3.DatabaseError, OSError) as error:
             try:
@@ -319,6 +325,14 @@ class Store:
         self.problem = _problem(text, corrupt=self._corrupt)
         self._retry_ns = self._now_ns() + min(RETRY_MIN_NS << min(self._failures, 10), RETRY_MAX_NS)
         self._failures += 1
+
+
+def _inode(path: Path) -> int:
+    """0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _problem(error: str, *, corrupt: bool) -> str:

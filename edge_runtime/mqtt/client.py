@@ -54,6 +54,7 @@ class MqttClient:
         backoff: Backoff,
         counters: Counters,
         subscriptions: Sequence[Subscription],
+        stale: Sequence[str],
         retained: bool,
         presence: Presence | None,
         birth: Callable[[], list[Outgoing]],
@@ -65,7 +66,7 @@ class MqttClient:
         self.counters, self.held = counters, False
         self.limits: wire.Limits | None = None
         self._settings = settings
-        self._subscribing = Subscribing(subscriptions, settings, self.counters, retained=retained)
+        self._subscribing = Subscribing(subscriptions, settings, self.counters, stale=stale, retained=retained)
         self._link, self._queue, self._traffic, self._backoff = link, queue, traffic, backoff
         self._presence, self._birth = presence, birth
         self._now_ns, self._unix_s = now_ns, unix_s
@@ -83,6 +84,10 @@ class MqttClient:
     @property
     def subscribed(self) -> bool:
         return self._phase == "connected" and self._subscribing.answered
+
+    @property
+    def lost_at(self) -> int:
+        return self._outcomes.lost_at
 
     @property
     def refused_filters(self) -> dict[str, str]:
@@ -198,6 +203,7 @@ class MqttClient:
             client.on_connect = self._on_connect
             client.on_disconnect = self._outcomes.on_disconnect
             client.on_subscribe = self._subscribing.on_subscribe
+            client.on_unsubscribe = self._subscribing.on_unsubscribe
             if self._presence is not None:
                 will = self._presence.message("offline", since_unix_s=self._unix_s())
                 wire.set_will(client, will, self._settings)
@@ -224,7 +230,7 @@ class MqttClient:
         self._due_ns = now_ns
         self._backoff.connected(now_ns)
         self._outcomes.connected(session_present=session_present, epoch=self._epoch, traffic=self.kind)
-        self._subscribing.ask(self._link.client, now_ns)
+        self._subscribing.ask(self._link.client, now_ns, session_present=session_present)
         for message in self._birth():
             self._queue.add_urgent(message)
         self._traffic.pump()
@@ -319,6 +325,7 @@ def make_client(
     subscriptions: Sequence[Subscription] = (),
     receive_maximum: int | None = None,
     had_session: bool = False,
+    stale: Sequence[str] = (),
     retained: bool = False,
     presence: Presence | None = None,
     birth: Callable[[], list[Outgoing]] = list,
@@ -330,6 +337,7 @@ def make_client(
 
     receive_maximum: QoS 1 messages the broker may have unacknowledged with us, where not the settings' own; MQTT 3.1.1
     cannot tell it. had_session: an earlier process had a session under this client id, which the broker should hold.
+    stale: filters it subscribed to that are wanted no more: the broker is asked to drop them, until it has answered.
     retained: the broker is to send what it has retained, too; on MQTT 3.1.1 it always does.
     presence: of the node, on one of its connections only; sets the last will and says "stopped" at the end.
     birth: what to publish at every connect, before anything else. uniform: in [0, 1), the back-off's jitter.
@@ -353,6 +361,7 @@ def make_client(
         backoff=backoff,
         counters=counters,
         subscriptions=subscriptions,
+        stale=stale,
         retained=retained,
         presence=presence,
         birth=birth,

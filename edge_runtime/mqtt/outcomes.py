@@ -23,6 +23,7 @@ class Outcomes:
     """facts: of the connection, for log lines. refusal: what the broker answered CONNECT with, if it was a no.
 
     problem: what other than the line or the broker ends connections, for the operator; "" once one has lasted.
+    lost_at: as transport.Client has it.
     """
 
     def __init__(self, settings: MqttSettings, client_id: str, counters: Counters, *, had_session: bool) -> None:
@@ -32,7 +33,7 @@ class Outcomes:
         self.refusal = self.problem = ""
         self._settings, self._counters, self._had_session = settings, counters, had_session
         self._farewell = self._reported = ""
-        self._said = self._closed = 0
+        self._said = self._closed = self.lost_at = 0
         self._unexplained = False
         self._named_by = "mqtt.client_id" if settings.client_id else "node.id"
 
@@ -69,6 +70,7 @@ class Outcomes:
         log.info("mqtt_connected", extra={**self.facts, **facts})
         if self._had_session and not session_present:
             self._counters.sessions_lost += 1
+            self.lost_at = epoch
             log.warning("mqtt_session_lost", extra={**self.facts, "first_connect": not self._counters.connects})
         self._had_session = True
         self._counters.connects += 1

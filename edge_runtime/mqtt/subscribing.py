@@ -17,28 +17,43 @@ log = logging.getLogger(__name__)
 
 
 class Subscribing:
-    """One SUBSCRIBE a connection. refused: filter to the reason; downgraded: filter to the QoS granted instead."""
+    """One SUBSCRIBE a connection, behind one UNSUBSCRIBE until that has been answered.
+
+    refused: filter to the reason; downgraded: filter to the QoS granted instead.
+    """
 
     def __init__(
-        self, subscriptions: Sequence[Subscription], settings: MqttSettings, counters: Counters, *, retained: bool
+        self,
+        subscriptions: Sequence[Subscription],
+        settings: MqttSettings,
+        counters: Counters,
+        *,
+        stale: Sequence[str],
+        retained: bool,
     ) -> None:
-        """retained: as make_client has it. Raises ValueError for a subscription at QoS 2."""
+        """stale, retained: as make_client has them. Raises ValueError for a subscription at QoS 2."""
         if any(qos not in (0, 1) for _, qos in subscriptions):
             raise ValueError("subscriptions are made at QoS 0 or 1")
         self.refused: dict[str, str] = {}
         self.downgraded: dict[str, int] = {}
-        self._wanted = list(subscriptions)
+        self._wanted, self._stale = list(subscriptions), list(stale)
         self._settings, self._counters, self._retained = settings, counters, retained
         self._mid: int | None = None
+        self._stale_mid: int | None = None
         self._asked_ns = 0
 
     @property
     def answered(self) -> bool:
-        return self._mid is None
+        return self._mid is None and self._stale_mid is None
 
-    def ask(self, client: paho.Client, now_ns: int) -> None:
+    def ask(self, client: paho.Client, now_ns: int, *, session_present: bool) -> None:
+        """Drop what is stale in a session the broker still holds (it forgot the rest itself), then subscribe."""
         self.refused, self.downgraded = {}, {}
         self._asked_ns = now_ns
+        if not session_present:
+            self._stale.clear()
+        if self._stale:
+            _, self._stale_mid = client.unsubscribe(self._stale)
         if self._wanted:
             self._mid = wire.subscribe(client, self._wanted, self._settings, retained=self._retained)
 
@@ -53,8 +68,8 @@ class Subscribing:
         self._wanted.clear()
 
     def lost(self) -> None:
-        """The answer can no longer come."""
-        self._mid = None
+        """No answer can come any more."""
+        self._mid = self._stale_mid = None
 
     def on_subscribe(
         self, _client: paho.Client, _user: object, mid: int, codes: list[ReasonCode], _found: object
@@ -72,3 +87,15 @@ class Subscribing:
             elif granted < qos:
                 self.downgraded[name] = granted
                 log.warning("mqtt_subscription_downgraded", extra={"filter": name, "qos": qos, "granted": granted})
+
+    def on_unsubscribe(
+        self, _client: paho.Client, _user: object, mid: int, codes: list[ReasonCode], _found: object
+    ) -> None:
+        """Called back by paho; MQTT 3.1.1 has no codes. What the broker will not drop is not asked again."""
+        if mid != self._stale_mid:
+            return
+        self._stale_mid = None
+        for name, code in zip(self._stale, codes, strict=False):
+            if code.is_failure:
+                log.warning("mqtt_unsubscription_refused", extra={"filter": name, "reason": str(code)})
+        self._stale.clear()

@@ -66,6 +66,8 @@ class Client(Protocol):
     """One connection, driven by the one network thread; every method is called from it and none of them blocks long.
 
     A connection that breaks is taken up again by poll, under a back-off with jitter.
+    lost_at: epoch of the newest connection that Counters.sessions_lost counts, 0 before there is one; set before poll
+    returns its first message.
     held: set it to leave what comes with the kernel, and so, when that is full, with the broker; now and then a little
     is read all the same, by which the end of the line is noticed.
     """
@@ -73,6 +75,9 @@ class Client(Protocol):
     kind: Kind
     counters: Counters
     held: bool
+
+    @property
+    def lost_at(self) -> int: ...
 
     @property
     def refused_filters(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ all others go one after the other. Both give each stream the same windows.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -30,6 +31,7 @@ from edge_runtime.stream.inputs import InputBuffer
 from edge_runtime.stream.kept import Run, as_message, needed_inputs
 from edge_runtime.stream.rows import RowsDecoder
 from edge_runtime.stream.sequence import NEXT, Sighting
+from edge_runtime.stream.stale import sorted_out
 from edge_runtime.stream.streams import Stream
 from edge_runtime.stream.window import MOST_ROWS, Placed, WindowSettings, most_windows_per_sample
 
@@ -39,6 +41,8 @@ TOGETHER_FROM = 4
 """Messages of a turn from which it pays to take them in together."""
 MOST_APART = 16
 """Turns, at most, that are not even tried together after one that could not be."""
+MOST_LOST = 16
+"""Lost sessions that are remembered: as many as may lie before the messages that wait."""
 
 
 class Ledger(Protocol):
@@ -82,6 +86,7 @@ class Intake:
         self._keep = keep
         self._runs: dict[str, list[Run]] = {}
         self._transit_ns: list[int] = []
+        self._lost: deque[int] = deque(maxlen=MOST_LOST)
 
     def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
         """Take in messages until the turn is full. runs: one a stream. offset_ns: wall clock minus monotonic clock."""
@@ -97,6 +102,10 @@ class Intake:
         if self._transit_ns:
             turn.spent.append(("transit", self._transit_ns, 1))
             self._transit_ns = []
+
+    def session_lost(self, epoch: int) -> None:
+        """Pipeline.session_lost."""
+        self._lost.append(epoch)
 
     def give_up(self, turn: Turn, run: Queued) -> None:
         """Messages that are not even to be decoded: they leave a hole."""
@@ -154,7 +163,7 @@ class Intake:
             if not is_odd and messages[0].received_ns >= oldest_ns:
                 found.append(run)
                 continue
-            usable, stale, rest = _sorted_out(messages, turn.taken_ns, oldest_ns)
+            usable, stale, rest = sorted_out(messages, turn.taken_ns, oldest_ns)
             if stale:
                 dropped = Queued(run.stream, stale, 0 if usable else run.given_up)
                 self._stream(run.stream).given_up += self._drop_stale(turn, dropped)
@@ -282,8 +291,8 @@ class Intake:
         state = self.streams[stream]
         sequence = state.sequence
         sighting = sequence.see(message, samples.seq)
-        if sighting is not NEXT or state.given_up:
-            weighed = self._weigh(turn, samples, state, sighting)
+        if sighting is not NEXT or state.given_up or message.epoch != state.epoch:
+            weighed = self._weigh(turn, message, samples, state, sighting)
             if weighed is None:
                 return None
             sighting = weighed
@@ -300,7 +309,9 @@ class Intake:
             self._transit_ns.append(samples.received_ns + offset_ns - self._end_unix_ns(samples))
         return windows
 
-    def _weigh(self, turn: Turn, samples: Samples, state: Stream, sighting: Sighting) -> Sighting | None:
+    def _weigh(
+        self, turn: Turn, message: Message, samples: Samples, state: Stream, sighting: Sighting
+    ) -> Sighting | None:
         """What a message means for its stream when it is not simply the next one; None when it is not to be used.
 
         Messages given up here leave a hole like lost ones, but are not counted as lost before us.
@@ -313,6 +324,8 @@ class Intake:
             _add(turn.dropped, (stream, "late"))
             _add(turn.lost_before_us, stream, -1)
             return None
+        if message.epoch != state.epoch:
+            state.reconnected(message, samples, self._lost)
         given_up, state.given_up = state.given_up, 0
         if sighting.restarted:
             _add(turn.restarts, stream)
@@ -367,21 +380,6 @@ class Intake:
 
 def _no_rows(_messages: Sequence[Message]) -> None:
     return None
-
-
-def _sorted_out(
-    messages: list[Message], now_ns: int, oldest_ns: int
-) -> tuple[list[Message], list[Message], list[Message]]:
-    """Those to use, those given up before them, and the rest from the next expired one on."""
-    usable: list[Message] = []
-    stale: list[Message] = []
-    for i, one in enumerate(messages):
-        expiry_s = one.properties.message_expiry_s
-        expired = one.received_ns < oldest_ns or (expiry_s is not None and now_ns - one.received_ns >= expiry_s * NS)
-        if expired and usable and not one.retain:
-            return usable, stale, messages[i:]
-        (stale if expired or one.retain else usable).append(one)
-    return usable, stale, []
 
 
 def _joined(left_over: Sequence[Queued], later: Sequence[Queued]) -> list[Queued]:

@@ -120,6 +120,10 @@ class Pipeline:
                 log.warning("stream_begins_anew", extra={"pipeline": self.name, "stream": stream, "reason": reason})
         return begun_anew
 
+    def session_lost(self, epoch: int) -> None:
+        """The broker had forgotten us when a connection began; to be told before its first message comes."""
+        self._intake.session_lost(epoch)
+
     def process(self, messages: Sequence[Queued]) -> Turn:
         """One turn from start to end in the calling thread."""
         turn = self.ingest(messages)

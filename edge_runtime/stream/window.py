@@ -201,6 +201,20 @@ class Windower:
             before = end
         return len(burst.messages)
 
+    def sees_gaps(self, samples: Samples) -> bool:
+        """Whether samples tell by themselves what is missing before them: by a number, or the sensor's clock."""
+        return samples.seq is not None or (samples.sensor_unix_ns is not None and self._rate_hz is not None)
+
+    def paused(self, samples: Samples) -> int:
+        """Messages that could have come in the pause before samples; 0 where it is none, or not measured."""
+        n = len(samples.values)
+        pause = self._pause(self._end_ns, self._end_of(samples.received_ns, samples.sensor_unix_ns, n), n)
+        return -(-pause // (self._usual_n or n))
+
+    def excuse_pause(self) -> None:
+        """However long it takes until the next samples, it is no gap."""
+        self._end_ns = None
+
     def push_burst(
         self, burst: Burst, epoch: str, numbers: range, *, unix_offset_ns: int, keep_all: KeepAll
     ) -> list[Window]:

@@ -35,6 +35,7 @@ class Sink:
     def __init__(self, port: int, *, node: str, receive_maximum: int = 1000) -> None:
         self.arrivals: list[Arrival] = []
         self._documents: list[Document] = []
+        self._seen: set[tuple[str, bytes]] = set()
         self._read = 0
         self._node, self._port = node, port
         self._id = f"sink-{uuid.uuid4().hex[:12]}"
@@ -69,16 +70,21 @@ class Sink:
         until(lambda: marker in self._markers, what="the sink's own marker", timeout_s=timeout_s)
 
     def documents(self) -> list[Document]:
-        """What came, but for dead letters."""
+        """What came, but for dead letters, and for what the broker itself sent us again.
+
+        That it does after it was killed, with what had not yet been answered when it last saved.
+        """
         for one in self.arrivals[self._read :]:
             self._read += 1
-            if not one.topic.endswith("/dead"):
+            content = one.topic, one.payload
+            if not (one.topic.endswith("/dead") or (one.again and content in self._seen)):
                 self._documents.append(Document(one.topic, json.loads(one.payload)))
+            self._seen.add(content)
         return self._documents
 
     def forget(self) -> None:
         """What has come so far."""
-        self.arrivals, self._documents, self._read = [], [], 0
+        self.arrivals, self._documents, self._seen, self._read = [], [], set(), 0
 
     def results(self) -> int:
         return sum("/out/" in one.topic for one in list(self.arrivals))

@@ -87,7 +87,7 @@ class Device:
 @pytest.fixture
 def calm(tmp_path: Path) -> tuple[Path, list[Input], Expected]:
     config = write_scene(tmp_path, "mqtt://127.0.0.1:1", node=NODE, delivery="normal", kinds=KINDS, metrics_s=0)
-    messages = inputs(1, 36, node=NODE, kinds=KINDS)
+    messages = inputs(1, 30, node=NODE, kinds=KINDS)
     Daemon(load(config), str(config)).close()  # the gate's reports are there from now on
     return config, messages, expected(config, messages)
 

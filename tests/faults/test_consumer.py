@@ -17,9 +17,9 @@ from trial import PERSISTENT, Trial
 
 pytestmark = pytest.mark.broker
 
-FIGHT_S = 3.0
-MOST_CONNECTS = 12
-"""Of a back-off that starts at 0.05 s; at that pace there would be 30 of them in FIGHT_S."""
+FIGHT_S = 2.0
+MOST_CONNECTS = 10
+"""Of a back-off that starts at 0.05 s; at that pace there would be 20 of them in FIGHT_S."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def client_on(broker: Broker, client_id: str) -> Iterator[paho.Client]:
 
 
 def test_a_consumer_that_never_reads_holds_up_nobody(keeping_broker: Broker, make_trial: Callable[..., Trial]) -> None:
-    trial = make_trial(keeping_broker, count=400, rate=300)
+    trial = make_trial(keeping_broker, count=300, rate=300)
     with client_on(keeping_broker, f"deaf-{trial.name}") as deaf:
         deaf.subscribe(f"{ROOT}/{trial.name}/#", 1)
         deaf.loop(0.1)
@@ -62,7 +62,7 @@ def test_a_broker_that_takes_one_message_at_a_time_gets_them_all(
 def test_a_second_client_of_our_name_is_met_with_growing_pauses_and_an_alarm_and_costs_nothing(
     keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=400, rate=100, reconnect_max_s=3.0)
+    trial = make_trial(keeping_broker, count=300, rate=100, reconnect_max_s=3.0)
     trial.begin()
     trial.live(0.3)
     with client_on(keeping_broker, f"edge-runtime-{trial.name}") as rival:

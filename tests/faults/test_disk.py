@@ -57,7 +57,7 @@ def test_a_full_disk_degrades_the_store_and_nothing_else_and_it_recovers_by_itse
     keeping_broker: Broker, make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "trial0" / "state") as disk:
-        trial = make_trial(keeping_broker, count=550, rate=150, more=f"[latency]\n{SMALL}")
+        trial = make_trial(keeping_broker, count=400, rate=150, more=f"[latency]\n{SMALL}")
         trial.begin()
         trial.live(0.3)
         ballast = fill(disk)

@@ -17,7 +17,7 @@ BACK_OFF_S = 0.5
 CONNECT_TIMEOUT_S = 1.0
 SLACK_S = 0.5
 QUICK = f"keepalive_s = {KEEPALIVE_S}\nconnect_timeout_s = {CONNECT_TIMEOUT_S}"
-LASTS_S = 5.0 if LONG else 0.5
+LASTS_S = 5.0 if LONG else 0.4
 
 
 def slow(proxy: Proxy) -> None:
@@ -39,7 +39,7 @@ FAULTS: tuple[Callable[[Proxy], None], ...] = (slow, drip, Proxy.cut, Proxy.rese
 def test_nothing_is_lost_on_a_line_that_delays_drips_breaks_and_stalls(
     keeping_broker: Broker, make_trial: Callable[..., Trial]
 ) -> None:
-    trial = make_trial(keeping_broker, count=900, rate=150, through_proxy=True, mqtt=QUICK)
+    trial = make_trial(keeping_broker, count=560, rate=140, through_proxy=True, mqtt=QUICK)
     faults = list(FAULTS)
     trial.random.shuffle(faults)
     trial.begin()
@@ -48,7 +48,7 @@ def test_nothing_is_lost_on_a_line_that_delays_drips_breaks_and_stalls(
         fault(trial.proxy)
         trial.live(LASTS_S)
         trial.proxy.heal()
-        trial.live(0.2)
+        trial.live(0.1)
     verdict = trial.finish()
 
     assert verdict.problems == []
@@ -59,7 +59,7 @@ def test_nothing_is_lost_on_a_line_that_delays_drips_breaks_and_stalls(
 def test_after_a_silent_partition_it_delivers_within_two_keepalives_and_the_back_off(
     keeping_broker: Broker, make_trial: Callable[..., Trial], ways: str
 ) -> None:
-    trial = make_trial(keeping_broker, count=400, rate=100, through_proxy=True, mqtt=QUICK)
+    trial = make_trial(keeping_broker, count=330, rate=100, through_proxy=True, mqtt=QUICK)
     trial.begin()
     trial.live(0.5)
     trial.proxy.up, trial.proxy.down = ways == "down", ways == "up"

@@ -20,7 +20,7 @@ from edge_runtime.model.session import Session, SessionSettings
 pytestmark = pytest.mark.broker
 
 TIMES = 10
-STORM_S = 20.0 if LONG else 3.0
+STORM_S = 20.0 if LONG else 2.0
 QUEUE = 64
 MOST_GROWTH_MB = 25.0
 STREAMS = len(MACHINES)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from broker import Broker
+from broker import Broker, until
 from daemon import Daemon, account, payload, subscribed, write_config
 
 pytestmark = pytest.mark.broker
@@ -72,3 +73,61 @@ def test_with_delivery_in_memory_everything_is_of_this_run(broker: Broker, tmp_p
 
     assert (summary["continued"], summary["store"], account(summary)["received"]) == (False, None, 3)
     assert not (tmp_path / "state" / "store.db").exists()
+
+
+def restart(
+    broker: Broker, folder: Path, lives: list[Daemon], *, topic: str = "in/+machine/v", queue: str = ""
+) -> Daemon:
+    """Run with this source and queue instead; the broker has answered one subscription each time."""
+    if lives:
+        lives[-1].stop()
+    config = write_config(folder, broker.url, pipeline=queue)
+    config.write_text(config.read_text().replace("in/+machine/v", topic))
+    lives.append(Daemon(config))
+    lives[-1].wait_connected()
+    subscribed(broker, folder, filters=len(lives))
+    return lives[-1]
+
+
+def unsubscribed(broker: Broker, times: int) -> None:
+    until(lambda: broker.log.count("Sending UNSUBACK to edge-runtime-n1") == times, what="UNSUBACK")
+
+
+def pipelines(summary: dict[str, Any]) -> set[str]:
+    """Of the ledger: "-" has what no pipeline wanted."""
+    return {found["pipeline"] for found in summary["ledger"]["pipelines"]}
+
+
+def test_nothing_comes_from_the_topic_that_was_configured_before(
+    broker: Broker, tmp_path: Path, lives: list[Daemon]
+) -> None:
+    restart(broker, tmp_path, lives)
+    send(broker, 0, 1)
+    restart(broker, tmp_path, lives, topic="in2/+machine/v")
+    unsubscribed(broker, 1)
+    probe = broker.probe("edge/v1/n1/p/p/out/#")
+    for topic in ("in/a/v", "in2/a/v"):
+        probe.publish(topic, payload(1, ROWS))
+    probe.wait_for(1)
+    summary = lives[-1].stop()
+
+    assert pipelines(summary) == {"p"}
+    assert account(summary)["received"] == 2
+
+
+def test_no_message_comes_twice_when_a_pipeline_gets_a_connection_of_its_own_and_loses_it_again(
+    broker: Broker, tmp_path: Path, lives: list[Daemon]
+) -> None:
+    restart(broker, tmp_path, lives)
+    send(broker, 0, 3)
+    restart(broker, tmp_path, lives, queue='queue = { when_full = "block", max = 10 }')
+    unsubscribed(broker, 1)
+    send(broker, 3, 3)
+    restart(broker, tmp_path, lives)
+    until(lambda: bool(lives[-1].events("mqtt_session_ended")), what="the session is ended")
+    send(broker, 6, 3)
+    summary = lives[-1].stop()
+
+    assert pipelines(summary) == {"p"}
+    assert account(summary)["received"] == account(summary)["results"] == 9
+    assert not lives[-1].events("mqtt_session_lost")

@@ -342,6 +342,23 @@ def test_streams_that_fell_silent_are_forgotten_when_there_are_more_than_may_be_
     assert set(node.journal.settled.accounts()) == {("p", "*"), *[("p", f"m3x{k}") for k in range(8)]}
 
 
+def test_what_is_forgotten_does_not_come_back_from_a_record_that_others_need(folder: Path) -> None:
+    node = Node(folder)
+    for stream in ("o0", "o1", "o2", "o3", "k0", "k1", "k2", "k3"):
+        node.broker.send(f"in/{stream}", row(0, 0.0))
+    node.steps(2, s=1.1)
+    node = again(node, clean=True)
+    for stream in ("n0", "n1", "n2", "n3"):
+        take(node, 1, stream=stream)
+    found = []
+    for _ in range(3):
+        node = again(node, clean=True)
+        accounts = {stream: node.journal.settled.account("p", stream) for _, stream in node.journal.settled.accounts()}
+        found.append((node.account().received, accounts["*"].received, len(accounts)))
+
+    assert found == [(12, 4, 9)] * 3
+
+
 def test_a_silent_stream_whose_results_wait_is_not_forgotten(folder: Path) -> None:
     node = Node(folder)
     node.client.connected = False

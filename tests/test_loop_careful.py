@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
-from durable import Node, Plan, row
+from broker import until
+from durable import Broker, Node, Plan, row
 
 from edge_runtime.delivery.journal import NOTE
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.delivery.store import StoreSettings
+from edge_runtime.records import Turn
 from edge_runtime.testing import ModelOfMeans
 
 BOTH = {"p": Plan(), "m": Plan(delivery="memory")}
@@ -111,3 +114,34 @@ def _by(poll, client, most):
         return found
 
     return polled
+
+
+def test_of_two_pipelines_on_the_worker_only_the_one_that_kills_the_process_loses_a_message(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    plans = {name: Plan(source=msgspec.structs.replace(Plan().source, topic=f"{name}/+machine")) for name in "ab"}
+
+    def started(folder: Path, broker: Broker | None = None) -> Node:
+        node = Node(folder, broker, plans, worker=True)
+        predict = node.lanes["a"].pipeline.predict
+
+        def or_die(turn: Turn) -> None:
+            if any(b"9.0" in message.payload for run in turn.messages for message in run.messages):
+                raise KeyboardInterrupt
+            predict(turn)
+
+        node.lanes["a"].pipeline.predict = or_die
+        return node
+
+    node = started(folder)
+    node.broker.send("a/x", row(0, 9.0))
+    sends(node, 4, topic="b/y")
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(1000):
+                node.loop.step(0.005)
+        node = started(node.crash(), node.broker)
+    until(lambda: node.loop.step(0.005) or not node.broker.unacknowledged, what="everything is acknowledged")
+    node.worker.stop()
+
+    assert [(node.account(name).accepted, node.account(name).dead_lettered) for name in "ab"] == [(0, 1), (4, 0)]

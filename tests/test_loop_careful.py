@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from broker import until
-from durable import Broker, Node, Plan, row
+from durable import Node, Plan, SessionBroker, row
 
 from edge_runtime.delivery.journal import NOTE
 from edge_runtime.delivery.overload import QueueSettings
@@ -121,7 +121,7 @@ def test_of_two_pipelines_on_the_worker_only_the_one_that_kills_the_process_lose
     folder.mkdir()
     plans = {name: Plan(source=msgspec.structs.replace(Plan().source, topic=f"{name}/+machine")) for name in "ab"}
 
-    def started(folder: Path, broker: Broker | None = None) -> Node:
+    def started(folder: Path, broker: SessionBroker | None = None) -> Node:
         node = Node(folder, broker, plans, worker=True)
         predict = node.lanes["a"].pipeline.predict
 
@@ -138,8 +138,7 @@ def test_of_two_pipelines_on_the_worker_only_the_one_that_kills_the_process_lose
     sends(node, 4, topic="b/y")
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(1000):
-                node.loop.step(0.005)
+            node.steps(1000)
         node = started(node.crash(), node.broker)
     until(lambda: node.loop.step(0.005) or not node.broker.unacknowledged, what="everything is acknowledged")
     node.worker.stop()

@@ -24,13 +24,13 @@ Told = list[tuple[tuple[int, int], int, bool, bool, list[list[float]]]]
 
 
 class Feed:
-    """A pipeline, and the sensor of its one stream, which sends 100 samples a second on the connection of that epoch."""
+    """A pipeline, and the sensor of its one stream, which sends 100 samples a second. epoch: of the connection."""
 
     def __init__(self, window: WindowSettings, *, source: Any = COUNTED, rate_hz: float | None = RATE_HZ) -> None:
         self.case = Case(source, window, rate_hz, 0, False, True, "window", 256)
         self.journal, self.ledger = Journal(self.case), Ledger()
         self.pipeline = self.case.pipeline(self.ledger, run=0)
-        self.at_s, self.epoch, self.number, self.restarts = 900.0, 1, 0, 0
+        self.at_s, self.epoch, self.number, self.restarts = 960.0, 1, 0, 0
 
     def send(self, n: int, *, together: bool = True, **fields: Any) -> Told:
         """Send n messages as one burst, or each in a turn of its own.

@@ -12,7 +12,7 @@ import msgspec
 from edge_runtime.config import Config, PipelineSettings
 from edge_runtime.delivery.journal import Basis, Journal, Node
 from edge_runtime.delivery.ledger import NO_PIPELINE, Ledger, as_row, from_row
-from edge_runtime.delivery.parcels import Parcel, parcels_of
+from edge_runtime.delivery.parcels import Parcel, Parcels
 from edge_runtime.delivery.store import Store
 from edge_runtime.lanes import Lane
 from edge_runtime.loop import Loop
@@ -36,13 +36,13 @@ def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, l
     A store that cannot be read is moved aside, one that cannot be written is made good for later: neither keeps the
     daemon from starting. Raises StoreBusyError when another process has it.
     """
-    store = Store(Path(config.node.state_dir) / STORE, config.store)
-    records = store.load()
+    store, parcels = Store(Path(config.node.state_dir) / STORE, config.store), Parcels()
+    records = store.load(taken=parcels.take)
     memory = config.mqtt.receive_maximum
     journal = Journal(store, memory=memory, bases=bases)
     try:
         journal.restore(records)
-        return journal, parcels_of(records)
+        return journal, parcels.oldest_first(store.holds)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         store.reject(f"a record of this version was expected: {error}")
         return Journal(store, memory=memory, bases=bases), []

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from edge_runtime.delivery.journal import PARCEL, Basis, Journal
 from edge_runtime.delivery.ledger import Ledger, as_row, from_row
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.delivery.parcels import REPLAYED, Kind, parcels_of
+from edge_runtime.delivery.parcels import REPLAYED, Kind, Parcels
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.mqtt.transport import is_permanent
 from edge_runtime.records import Outgoing
@@ -31,7 +31,8 @@ class Box:
         self.client, self.ledger = _Client(), Ledger()
         self.client.withhold_confirmations = True
         self.store = Store(folder / "store.db", options, now_ns=lambda: self.clock.monotonic_ns)
-        records = self.store.load()
+        parcels = Parcels()
+        records = self.store.load(taken=parcels.take)
         self.journal = Journal(self.store, memory=8, bases={"p": Basis("", "")})
         self.journal.restore(records)
         self.jitter = 0.0
@@ -50,7 +51,7 @@ class Box:
             unix_s=lambda: self.clock.unix_ns / 1e9,
             uniform=lambda: self.jitter,
         )
-        self.outbox.restore(parcels_of(records))
+        self.outbox.restore(parcels.oldest_first(self.store.holds))
         for key in self.journal.settled.accounts():
             self.ledger.restore(from_row(as_row(self.journal.settled.account(*key))))
 

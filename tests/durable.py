@@ -19,7 +19,7 @@ from edge_runtime.delivery.database import Connect
 from edge_runtime.delivery.journal import Basis, Journal
 from edge_runtime.delivery.ledger import Account, Ledger
 from edge_runtime.delivery.overload import InputQueue, QueueSettings
-from edge_runtime.delivery.parcels import parcels_of
+from edge_runtime.delivery.parcels import Parcels
 from edge_runtime.delivery.store import Store, StoreSettings
 from edge_runtime.lanes import Connection, Lane
 from edge_runtime.loop import Loop
@@ -191,7 +191,8 @@ class Node:
         clocks = {"now_ns": lambda: self.clock.monotonic_ns, "unix_s": lambda: self.clock.unix_ns / 1e9}
         self.bases = {name: plan.basis for name, plan in self.plans.items() if plan.delivery != "memory"}
         self.store = Store(folder / STORE, store, connect=connect, **clocks)
-        records = self.store.load()
+        parcels = Parcels()
+        records = self.store.load(taken=parcels.take)
         self.journal = Journal(self.store, memory=memory, bases=self.bases)
         self.journal.restore(records)
         self.routes = Routes([(name, parse_source(plan.source.topic)) for name, plan in self.plans.items()])
@@ -215,7 +216,7 @@ class Node:
         )
         take_up(
             self.journal,
-            parcels_of(records),
+            parcels.oldest_first(self.store.holds),
             self.loop,
             self.lanes,
             bases=self.bases,

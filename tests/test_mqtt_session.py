@@ -54,10 +54,13 @@ def test_a_session_an_earlier_process_had_is_missed_at_the_first_connect(
 def test_a_session_that_is_gone_at_a_reconnect_is_one_event_each_time(
     make_client: MakeClient, scripted: Scripted, events: Events
 ) -> None:
-    client = make_client(scripted.url)
+    client, lost_at = make_client(scripted.url), []
     for present in (False, True, False, False):
         scripted.welcome(client, session_present=present)
+        lost_at.append(client.lost_at)
 
+    assert lost_at[:2] == [0, 0]
+    assert 0 < lost_at[2] < lost_at[3]
     assert client.counters.sessions_lost == 2
     assert [event for event, _ in events()].count("mqtt_session_lost") == 2
 

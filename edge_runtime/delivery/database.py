@@ -136,13 +136,32 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
-def read_all(connection: sqlite3.Connection) -> list[tuple[int, int, Record]]:
-    """(place, length, record) of every record. Raises OperationalError; DatabaseError when anything is damaged."""
+class Found(NamedTuple):
+    """What is in a file: where each record is, by id, as (place, length), and the records that nobody took."""
+
+    places: dict[int, tuple[int, int]]
+    records: list[Record]
+
+
+def nobody(_record: Record) -> bool:
+    return False
+
+
+def read_all(connection: sqlite3.Connection, taken: Callable[[Record], bool]) -> Found:
+    """Every record, in no order. taken: whether what is wanted of one was taken, so that it need not be kept.
+
+    Raises OperationalError; DatabaseError when anything is damaged.
+    """
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != b"ok":
         raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
-    rows = connection.execute("SELECT place, sealed FROM records")
-    return [(place, len(stored), unsealed(stored)) for place, stored in rows]
+    found = Found({}, [])
+    for place, stored in connection.execute("SELECT place, sealed FROM records"):
+        record = unsealed(stored)
+        found.places[record.id] = place, len(stored)
+        if not taken(record):
+            found.records.append(record)
+    return found
 
 
 def close(connection: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from edge_runtime.delivery.journal import PARCEL, Journal
 from edge_runtime.delivery.ledger import Ledger, tally
-from edge_runtime.delivery.parcels import Kind, Parcel, messages_of, packed
+from edge_runtime.delivery.parcels import Kind, Parcel, messages_of, packed, whole
 from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.records import Outgoing
 
@@ -101,8 +101,9 @@ class Outbox:
 
     def has_room(self, *, durable: bool) -> bool:
         """Whether a turn may begin, whose results will have to lie here."""
-        blocked = durable and self._settings.when_full == "block" and self.full
-        return len(self._waiting) < self._max_waiting and not blocked
+        if durable:
+            return self._settings.when_full == "drop_oldest" or not self.full
+        return len(self._waiting) < self._max_waiting
 
     @property
     def unsafe(self) -> bool:
@@ -150,10 +151,14 @@ class Outbox:
     def hand_over(
         self, pipeline: str, kind: Kind, streams: Sequence[str], messages: Sequence[Outgoing], parcels: Sequence[Parcel]
     ) -> int:
-        """Send messages, at least one; the token of the last. 0: they are kept and go when there is a connection."""
-        if parcels and parcels[0].record and not self._publisher.connected:
+        """Send messages, at least one; the token of the last. 0: they are kept, and go when there is room for them.
+
+        That is, a connection, and not too many that wait for their confirmation.
+        """
+        room = self._publisher.connected and len(self._waiting) + len(messages) <= self._max_waiting
+        if parcels and parcels[0].record and not room:
             for parcel in parcels:
-                self._shelve(parcel, range(len(parcel.streams)))
+                self._shelve(parcel, whole(len(parcel.streams)))
                 self._backlog.append(parcel)
             return 0
         last = self._publisher.publish_all(messages)
@@ -251,7 +256,7 @@ class Outbox:
         """Take up what the run before has left: it is the backlog."""
         for parcel in parcels:
             self._keep(parcel, parcel.record, parcel.size)
-            self._shelve(parcel, range(len(parcel.streams)))
+            self._shelve(parcel, whole(len(parcel.streams)))
             self._backlog.append(parcel)
 
     def _try_later(self, parcel: Parcel, i: int, reason: str) -> None:
@@ -275,7 +280,7 @@ class Outbox:
 
     def _give_up(self, parcel: Parcel, i: int, reason: str) -> None:
         _post_drop(self._ledger, parcel, i, reason)
-        parcel.dropped.append((i, reason))
+        parcel.dropped = (*parcel.dropped, (i, reason))
         self._is_over(parcel)
 
     def _give_up_all(self, parcel: Parcel, reason: str) -> None:
@@ -316,14 +321,13 @@ class Outbox:
         body = None if self._journal is None else self._journal.store.read(parcel.record)
         return None if body is None else messages_of(body)
 
-    def _shelve(self, parcel: Parcel, indices: Iterable[int]) -> None:
-        indices = list(indices)
-        parcel.todo += indices
+    def _shelve(self, parcel: Parcel, indices: Sequence[int]) -> None:
+        parcel.todo = (*parcel.todo, *indices) if parcel.todo else indices
         if parcel.kind == "result":
             self._shelved.update((parcel.pipeline, parcel.streams[i]) for i in indices)
 
     def _unshelve(self, parcel: Parcel) -> list[int]:
-        todo, parcel.todo = sorted(parcel.todo), []
+        todo, parcel.todo = sorted(parcel.todo), ()
         if parcel.kind == "result":
             self._shelved.subtract((parcel.pipeline, parcel.streams[i]) for i in todo)
             self._shelved += Counter()  # without those at zero

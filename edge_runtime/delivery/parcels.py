@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from sys import intern
 from typing import Literal
 
 import msgspec
@@ -30,8 +32,8 @@ class Parcel:
     def __init__(self, pipeline: str, kind: Kind, streams: Sequence[str], *, unix_s: float) -> None:
         self.pipeline, self.kind, self.streams, self.unix_s = pipeline, kind, streams, unix_s
         self.open = len(streams)
-        self.todo: list[int] = []
-        self.dropped: list[tuple[int, str]] = []
+        self.todo: Sequence[int] = ()
+        self.dropped: tuple[tuple[int, str], ...] = ()
         self.record = self.size = self.refused = 0
 
 
@@ -75,14 +77,50 @@ def messages_of(packed: bytes) -> list[Outgoing]:
     ]
 
 
-def parcels_of(records: Iterable[Record]) -> list[Parcel]:
-    """What of the store's records waits to be sent. Raises msgspec.DecodeError."""
-    parcels = []
-    for record in records:
-        if record.kind == PARCEL:
+class Parcels:
+    """Those found in a store: where they are and what is in them, without the messages."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Parcel] = {}
+        self._problem: msgspec.MsgspecError | None = None
+
+    def take(self, record: Record) -> bool:
+        """Whether that is one."""
+        if record.kind != PARCEL:
+            return False
+        try:
             body = msgspec.msgpack.decode(record.body, type=_Body)
-            streams = body.streams * len(body.payloads) if len(body.streams) == 1 else body.streams
-            parcel = Parcel(body.pipeline, body.kind, streams, unix_s=body.unix_s)
-            parcel.record, parcel.size = record.id, len(record.body)
-            parcels.append(parcel)
-    return parcels
+        except msgspec.MsgspecError as error:
+            self._problem = error
+            return True
+        parcel = Parcel(intern(body.pipeline), body.kind, _streams(body), unix_s=body.unix_s)
+        parcel.record, parcel.size = record.id, len(record.body)
+        self._found[record.id] = parcel
+        return True
+
+    def oldest_first(self, holds: Callable[[int], bool]) -> list[Parcel]:
+        """Those that the store still holds, as their file may have been moved aside.
+
+        Raises msgspec.DecodeError when one was of another version.
+        """
+        if self._problem is not None:
+            raise self._problem
+        return [self._found[record] for record in sorted(self._found) if holds(record)]
+
+
+def _streams(body: _Body) -> tuple[str, ...]:
+    """Of each message; the many parcels of the same stream share one."""
+    if len(body.streams) == 1:
+        return _same(intern(body.streams[0]), len(body.payloads))
+    return tuple(map(intern, body.streams))
+
+
+@lru_cache(4096)
+def _same(stream: str, n: int) -> tuple[str, ...]:
+    return (stream,) * n
+
+
+@lru_cache
+def whole(n: int) -> Sequence[int]:
+    """The indices of all of a parcel's messages."""
+    return range(n)

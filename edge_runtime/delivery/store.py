@@ -20,11 +20,13 @@ import msgspec
 from edge_runtime.delivery.database import (
     MIB,
     Connect,
+    Found,
     Record,
     Tuning,
     check_header,
     close,
     connected,
+    nobody,
     read_all,
     sealed,
     set_aside,
@@ -65,8 +67,8 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     profile: Literal["default", "sd-card"] = "default"
     commit_wait_ms: NotNegative | None = None
-    max_mb: Count = 256
-    max_results: Count = 1_000_000
+    max_mb: Count = 128
+    max_results: Count = 200_000
     max_age_s: NotNegative = 0.0
     when_full: Literal["block", "drop_oldest"] = "block"
     replay_per_s: Positive = 500.0
@@ -128,15 +130,17 @@ class Store:
         self._free: dict[int, list[int]] = {}
         self._next_id = self._next_place = 1
 
-    def load(self) -> list[Record]:
+    def load(self, *, taken: Callable[[Record], bool] = nobody) -> list[Record]:
         """Open the file and read every record in it, oldest first; once, before anything else.
+
+        taken: called with each, in no order; those for which it is true are not among what is returned.
 
         An unsound file is moved aside, and the records are none. So they are while the disk refuses, for two seconds
         of tries if there is a file: one that then turns out to hold some is moved aside too. Raises StoreBusyError.
         """
         for pause_s in (*LOAD_PAUSES_S, None):
             try:
-                self._connection, rows = self._sound()
+                self._connection, found = self._sound(taken)
                 break
             except (sqlite3.DatabaseError, OSError) as error:
                 if str(error) == LOCKED:
@@ -146,11 +150,11 @@ class Store:
                     return []
                 self._sleep(pause_s)
         self._loaded = True
-        if rows:
-            self._places = {record.id: place << LENGTH_BITS | length for place, length, record in rows}
-            self._next_id = max(self._places) + 1
-            self._next_place = max(place for place, _, _ in rows) + 1
-        return sorted(record for _, _, record in rows)
+        if found.places:
+            self._places = {id_: place << LENGTH_BITS | length for id_, (place, length) in found.places.items()}
+            self._next_id = max(found.places) + 1
+            self._next_place = max(place for place, _ in found.places.values()) + 1
+        return sorted(found.records)
 
     def put(self, kind: int, body: bytes) -> int:
         """Remember a record until it is committed; its id."""
@@ -271,39 +275,39 @@ class Store:
     def _reopened(self) -> sqlite3.Connection:
         """The file opened again; one that was never read is moved aside when it holds records."""
         if self._loaded:
-            connection, _ = self._opened(read=False)
+            connection, _ = self._opened(None)
         else:
-            connection, rows = self._sound()
-            if rows:
+            connection, found = self._sound(nobody)
+            if found.places:
                 try:
                     self._set_aside("unread", "its records could not be read at the start")
                 finally:
                     close(connection)
-                connection, _ = self._sound()
+                connection, _ = self._sound(nobody)
         self._connection, self._sync, self._loaded = connection, None, True
         return connection
 
-    def _sound(self) -> tuple[sqlite3.Connection, list[tuple[int, int, Record]]]:
-        """The file, or a new one in place of an unsound one, and its rows as `read_all` has them."""
+    def _sound(self, taken: Callable[[Record], bool]) -> tuple[sqlite3.Connection, Found]:
+        """The file, or a new one in place of an unsound one, and what is in it."""
         try:
-            return self._opened(read=True)
+            return self._opened(taken)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise
-        return self._opened(read=True)
+        return self._opened(taken)
 
-    def _opened(self, *, read: bool) -> tuple[sqlite3.Connection, list[tuple[int, int, Record]]]:
-        """The file and, if asked for, its rows. An unsound file is moved aside before DatabaseError is raised."""
+    def _opened(self, taken: Callable[[Record], bool] | None) -> tuple[sqlite3.Connection, Found]:
+        """The file and what is in it, unless taken is None. An unsound file is moved aside before it is said."""
         connection: sqlite3.Connection | None = None
         try:
             check_header(self._path)
             connection = connected(self._path, self._connect)
             set_up(connection, self._tuning)
             self._inode = _inode(self._path)
-            return connection, read_all(connection) if read else []
+            return connection, read_all(connection, taken) if taken else Found({}, [])
         except (sqlite3.DatabaseError, OSError) as error:
             try:
-                if read and type(error) is sqlite3.DatabaseError:  # before it is closed, which deletes its log
+                if taken and type(error) is sqlite3.DatabaseError:  # before it is closed, which deletes its log
                     self._set_aside("corrupt", str(error))
             finally:
                 if connection is not None:

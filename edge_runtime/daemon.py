@@ -95,7 +95,7 @@ class Daemon:
         self._journal: Journal | None = None
         left: list[Parcel] = []
         if self._bases:
-            self._journal, left = open_journal(config, self._bases)
+            self._journal, left = open_journal(config, self._bases, clock)
         self._recorders = make_recorders(config)
         self._heat = heat()
         self._latency_log = LatencyLog(
@@ -203,6 +203,7 @@ class Daemon:
     def _close_store(self) -> None:
         """The end is in order: what is left in the store is what could not be sent."""
         if self._journal is not None:
+            self._note_sessions()
             self._journal.write_node(msgspec.structs.replace(self._journal.node, clean=True))
             self._journal.commit(sync=False)
             self._journal.store.close()

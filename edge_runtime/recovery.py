@@ -18,10 +18,12 @@ from edge_runtime.lanes import Lane
 from edge_runtime.loop import Loop
 from edge_runtime.model.manifest import Manifest
 from edge_runtime.mqtt.publications import Publications
+from edge_runtime.stream.pipeline import Clock
 
 log = logging.getLogger(__name__)
 
 STORE = "store.db"
+NS = 1e9
 
 
 def basis(settings: PipelineSettings, manifest: Manifest, digest: str) -> Basis:
@@ -30,13 +32,14 @@ def basis(settings: PipelineSettings, manifest: Manifest, digest: str) -> Basis:
     return Basis(hashlib.blake2b(cut, digest_size=8).hexdigest(), digest[:16])
 
 
-def open_journal(config: Config, bases: Mapping[str, Basis]) -> tuple[Journal, list[Parcel]]:
+def open_journal(config: Config, bases: Mapping[str, Basis], clock: Clock) -> tuple[Journal, list[Parcel]]:
     """The journal of the node, and what waits to be sent. bases: of the durable pipelines.
 
     A store that cannot be read is moved aside, one that cannot be written is made good for later: neither keeps the
     daemon from starting. Raises StoreBusyError when another process has it.
     """
-    store, parcels = Store(Path(config.node.state_dir) / STORE, config.store), Parcels()
+    store = Store(Path(config.node.state_dir) / STORE, config.store)
+    parcels = Parcels(now_ns=clock.monotonic_ns(), unix_s=clock.unix_ns() / NS)
     records = store.load(taken=parcels.take)
     memory = config.mqtt.receive_maximum
     journal = Journal(store, memory=memory, bases=bases)

@@ -31,7 +31,7 @@ class Box:
         self.client, self.ledger = _Client(), Ledger()
         self.client.withhold_confirmations = True
         self.store = Store(folder / "store.db", options, now_ns=lambda: self.clock.monotonic_ns)
-        parcels = Parcels()
+        parcels = Parcels(now_ns=self.clock.monotonic_ns, unix_s=self.clock.unix_ns / 1e9)
         records = self.store.load(taken=parcels.take)
         self.journal = Journal(self.store, memory=8, bases={"p": Basis("", "")})
         self.journal.restore(records)

@@ -191,7 +191,7 @@ class Node:
         clocks = {"now_ns": lambda: self.clock.monotonic_ns, "unix_s": lambda: self.clock.unix_ns / 1e9}
         self.bases = {name: plan.basis for name, plan in self.plans.items() if plan.delivery != "memory"}
         self.store = Store(folder / STORE, store, connect=connect, **clocks)
-        parcels = Parcels()
+        parcels = Parcels(now_ns=self.clock.monotonic_ns, unix_s=self.clock.unix_ns / 1e9)
         records = self.store.load(taken=parcels.take)
         self.journal = Journal(self.store, memory=memory, bases=self.bases)
         self.journal.restore(records)

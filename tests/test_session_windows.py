@@ -143,13 +143,13 @@ def test_a_lost_session_is_told_to_the_pipelines_of_its_connection_alone() -> No
     clients, clock = [MemoryClient(), MemoryClient()], Ahead()
     node = Node(*clients, now_ns=clock)
 
-    def arrive(epoch: int, n: int) -> None:
-        for i, client in enumerate(clients):
-            client.arrive(*[Message("in/a", b"[1, 0]", clock(), 1, mid + 1, epoch=epoch + i) for mid in range(n)])
+    def arrive(n: int, *epochs: int) -> None:
+        for client, epoch in zip(clients, epochs, strict=True):
+            client.arrive(*[Message("in/a", b"[1, 0]", clock(), 1, mid + 1, epoch=epoch) for mid in range(n)])
         node.loop.step(0.0)
 
-    arrive(1, 2)
-    clients[1].lost_at = 4
-    arrive(3, 6)
+    arrive(2, 1, 2)
+    clients[1].lost_at = 3
+    arrive(6, 4, 3)
 
     assert node.told == [[((0, 3), 0, False), ((4, 7), 0, False)], [((2, 5), 0, False)]]

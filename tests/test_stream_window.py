@@ -139,6 +139,18 @@ def test_a_burst_follows_up_to_the_first_pause() -> None:
     assert [following(at) for at in ([8, 9, 10], [8, 9, 40], [40, 41, 42])] == [3, 2, 0]
 
 
+def test_a_pause_is_worth_as_many_messages_of_the_usual_size_as_it_has_room_for() -> None:
+    feed = Feed(samples=4, hop=4, rate_hz=10.0)
+    feed.push([0, 1, 2, 3], seq=False)
+
+    def paused(until_s: float, n: int) -> int:
+        return feed.windower.paused(Samples("s", np.zeros((n, 1), np.float32), round(until_s * NS)))
+
+    assert [paused(0.4, 4), paused(0.8, 4), paused(1.2, 4), paused(2.2, 2)] == [0, 0, 2, 5]
+    feed.windower.excuse_pause()
+    assert paused(2.2, 2) == 0
+
+
 def test_a_message_lost_after_a_burst_is_worth_one_sample() -> None:
     windower = Windower(WindowSettings(samples=6, hop=6, max_gap_samples=2), channels=1, rate_hz=None)
     windower.push(Samples("s", np.zeros((2, 1), np.float32), 0, 0), ("0", 0), unix_offset_ns=0)

@@ -139,9 +139,9 @@ class Outbox:
         """Parcels of messages of one kind, QoS and content type; durable: kept with the next commit."""
         parcels = []
         for i in range(0, len(messages), PARCEL_MESSAGES):
-            parcel = Parcel(pipeline, kind, streams[i : i + PARCEL_MESSAGES], unix_s=self._unix_s())
+            parcel = Parcel(pipeline, kind, streams[i : i + PARCEL_MESSAGES], made_ns=self._now_ns())
             if durable and self._journal is not None:
-                body = packed(parcel, messages[i : i + PARCEL_MESSAGES])
+                body = packed(parcel, messages[i : i + PARCEL_MESSAGES], unix_s=self._unix_s())
                 self._keep(parcel, self._journal.store.put(PARCEL, body), len(body))
             parcels.append(parcel)
         if self.full and self._settings.when_full == "drop_oldest":
@@ -242,12 +242,12 @@ class Outbox:
             self._journal.store.review()
         if not self._settings.max_age_s:
             return
-        oldest_s = self._unix_s() - self._settings.max_age_s
-        while self._backlog and self._backlog[0].unix_s < oldest_s:
+        oldest_ns = self._now_ns() - int(self._settings.max_age_s * NS)
+        while self._backlog and self._backlog[0].made_ns < oldest_ns:
             self._give_up_all(self._backlog.popleft(), "expired")
-        expired = [one for one in self._refused if one[2].unix_s < oldest_s]
+        expired = [one for one in self._refused if one[2].made_ns < oldest_ns]
         if expired:
-            self._refused = [one for one in self._refused if one[2].unix_s >= oldest_s]
+            self._refused = [one for one in self._refused if one[2].made_ns >= oldest_ns]
             heapq.heapify(self._refused)
             for _, _, parcel in expired:
                 self._give_up_all(parcel, "expired")

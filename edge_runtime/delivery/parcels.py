@@ -14,6 +14,7 @@ from edge_runtime.delivery.journal import PARCEL
 from edge_runtime.records import Outgoing
 
 REPLAYED = (("replayed", "1"),)
+NS = 1e9
 
 Kind = Literal["result", "event", "dead"]
 _encode = msgspec.msgpack.Encoder().encode
@@ -27,10 +28,11 @@ class Parcel:
     refused: times the broker did not want one of them.
     """
 
-    __slots__ = ("dropped", "kind", "open", "pipeline", "record", "refused", "size", "streams", "todo", "unix_s")
+    __slots__ = ("dropped", "kind", "made_ns", "open", "pipeline", "record", "refused", "size", "streams", "todo")
 
-    def __init__(self, pipeline: str, kind: Kind, streams: Sequence[str], *, unix_s: float) -> None:
-        self.pipeline, self.kind, self.streams, self.unix_s = pipeline, kind, streams, unix_s
+    def __init__(self, pipeline: str, kind: Kind, streams: Sequence[str], *, made_ns: int) -> None:
+        """made_ns: by the monotonic clock; before this process it may be less than 0."""
+        self.pipeline, self.kind, self.streams, self.made_ns = pipeline, kind, streams, made_ns
         self.open = len(streams)
         self.todo: Sequence[int] = ()
         self.dropped: tuple[tuple[int, str], ...] = ()
@@ -50,14 +52,14 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
     payloads: list[bytes]
 
 
-def packed(parcel: Parcel, messages: Sequence[Outgoing]) -> bytes:
-    """The body of its record. messages: of one QoS and content type."""
+def packed(parcel: Parcel, messages: Sequence[Outgoing], *, unix_s: float) -> bytes:
+    """The body of its record. messages: of one QoS and content type. unix_s: now."""
     first, streams, topics = messages[0], parcel.streams, [message.topic for message in messages]
     same = topics.count(first.topic) == len(topics)
     body = _Body(
         parcel.pipeline,
         parcel.kind,
-        parcel.unix_s,
+        unix_s,
         first.qos,
         first.content_type,
         [streams[0]] if same else list(streams),
@@ -80,7 +82,9 @@ def messages_of(packed: bytes) -> list[Outgoing]:
 class Parcels:
     """Those found in a store: where they are and what is in them, without the messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, now_ns: int, unix_s: float) -> None:
+        """Both clocks, now."""
+        self._now_ns, self._unix_s = now_ns, unix_s
         self._found: dict[int, Parcel] = {}
         self._problem: msgspec.MsgspecError | None = None
 
@@ -93,7 +97,8 @@ class Parcels:
         except msgspec.MsgspecError as error:
             self._problem = error
             return True
-        parcel = Parcel(intern(body.pipeline), body.kind, _streams(body), unix_s=body.unix_s)
+        age_ns = int(max(0.0, self._unix_s - body.unix_s) * NS)
+        parcel = Parcel(intern(body.pipeline), body.kind, _streams(body), made_ns=self._now_ns - age_ns)
         parcel.record, parcel.size = record.id, len(record.body)
         self._found[record.id] = parcel
         return True

@@ -66,8 +66,8 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     profile: Literal["default", "sd-card"] = "default"
-    commit_wait_ms: NotNegative | None = None
-    max_mb: Count = 128
+    commit_wait_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] | None = None
+    max_mb: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 128
     max_results: Count = 200_000
     max_age_s: NotNegative = 0.0
     when_full: Literal["block", "drop_oldest"] = "block"

@@ -49,7 +49,7 @@ class Sizes(argparse.Namespace):
         super().__init__()
         self.kills, self.messages, self.rate = (8, 3_000, 300) if quick else (220, 104_000, 400)
         self.mixed_s, self.storm_s, self.wear_s = (20, 15, 20) if quick else (600, 600, 150)
-        self.warm_up_s = 5 if quick else 60
+        self.warm_up_s = 5 if quick else 120
         self.test_seeds = (1,) if quick else (1, 2, 3)
 
 
@@ -191,7 +191,7 @@ class Mischief:
 
 def mixed(sizes: Sizes, seed: int, out: Path) -> None:
     """Faults of network, broker and scheduling in turn, and one process that lives through all of them."""
-    rate = 60
+    rate = 150
     with quiet_broker(ends=True) as (broker, folder):
         trial = Trial(
             folder / "trial",

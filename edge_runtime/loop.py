@@ -99,6 +99,7 @@ class Loop:
         self._polled_ns = self._written_down_ns = self._waits_since_ns = 0
         self.publish_refusals = self.rounds = 0
         self._sync = False
+        self._blocking = [lane for lane in self._lanes.values() if lane.queue.blocks]
         self._look_for_careful()
         self.on_poison: Callable[[str, DeadLetter], None] = _nothing
 
@@ -108,7 +109,7 @@ class Loop:
         accepting: take new messages; otherwise those of QoS 1 stay, unacknowledged, with the broker.
         """
         self.rounds += 1
-        for lane in self._lanes.values():
+        for lane in self._blocking:
             lane.connection.client.held = lane.queue.full
         if not any(map(self._may_begin, self._lanes.values())):
             self._wait(self._idle_s(timeout_s))
@@ -246,8 +247,7 @@ class Loop:
         if turn.dead_letters:
             letters = self._letters(turn.pipeline, turn.dead_letters, qos=int(durable))
             found += [("dead", [NO_STREAM] * len(letters), letters)] if letters else []
-        pack = self.outbox.pack
-        return [_Batch(*one, pack(turn.pipeline, *one, durable=durable)) for one in found]
+        return [_Batch(*one, self.outbox.pack(turn.pipeline, *one, durable=durable)) for one in found]
 
     # Commit, acknowledge, publish.
 

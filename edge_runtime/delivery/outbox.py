@@ -136,8 +136,13 @@ class Outbox:
     def pack(
         self, pipeline: str, kind: Kind, streams: Sequence[str], messages: Sequence[Outgoing], *, durable: bool
     ) -> list[Parcel]:
-        """Parcels of messages of one kind, QoS and content type; durable: kept with the next commit."""
-        parcels = []
+        """Parcels of messages of one kind, QoS and content type; durable: kept with the next commit.
+
+        What is not durable needs none, but for events, whose fate is known by nothing else.
+        """
+        parcels: list[Parcel] = []
+        if not durable and kind != "event":
+            return parcels
         for i in range(0, len(messages), PARCEL_MESSAGES):
             parcel = Parcel(pipeline, kind, streams[i : i + PARCEL_MESSAGES], made_ns=self._now_ns())
             if durable and self._journal is not None:
@@ -168,6 +173,8 @@ class Outbox:
 
     def register(self) -> None:
         """Remember what was handed over; apart, so that nobody has to wait for it."""
+        if not self._handed:
+            return
         handed, self._handed = self._handed, []
         for pipeline, kind, streams, entries, last in handed:
             first = last - len(streams) + 1

@@ -55,7 +55,7 @@ class InputQueue:
         self._latest_only = settings.when_full == "latest_only"
         self._max = 1 if self._latest_only else settings.max
         self._max_bytes = settings.max_bytes
-        self._blocks_at = sys.maxsize
+        self.blocks, self._blocks_at = settings.blocks, sys.maxsize
         if settings.blocks:
             self._max, self._max_bytes, self._blocks_at = sys.maxsize, sys.maxsize, settings.max
         self.max_streams = max_streams

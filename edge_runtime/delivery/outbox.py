@@ -110,7 +110,8 @@ class Outbox:
         """Whether the broker has still to answer for something that is kept nowhere else, or will soon do so."""
         if self._publisher.connected:
             return bool(self._waiting or self._entries or self._handed)
-        return bool(self._handed) or any(not parcel.record for parcel, _ in self._entries.values())
+        unkept = any(not parcel.record for parcel, _ in self._entries.values())
+        return bool(self._handed) or unkept or bool(self._waiting.keys() - self._entries.keys())
 
     @property
     def problem(self) -> str:

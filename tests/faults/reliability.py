@@ -236,7 +236,8 @@ def _growth(lines: Sequence[Line]) -> str:
         for one in of(lines, Growth)
     ]
     return (
-        table(head, rows) + "\nSampled each second, without the first two minutes; least squares and its standard error.\n"
+        table(head, rows)
+        + "\nSampled each second, without the first two minutes; least squares and its standard error.\n"
     )
 
 

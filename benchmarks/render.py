@@ -21,13 +21,13 @@ METHOD = """\
 - *Subjects.* **echo**: `benchmarks/echo.c`, an MQTT client in C that sends every payload back, one write a message;
   **echo, batching**: one write for all that a read brought. **naive**: `benchmarks/naive.py`, what one writes by hand
   (paho callback, `json`, `numpy`, `session.run`, publish). **callbacks**: the daemon with `client = "callbacks"`.
-  **lane**: the daemon. **normal**, **full**: the daemon with that `delivery`, its store on the disk of the machine; all
-  other daemons have `delivery = "memory"`. All daemons have `queue.max = 1000`, and for the pump's bundle
+  **lane**: the daemon. **normal**, **full**: the daemon with that `delivery`, its store on the disk of the machine;
+  all other daemons have `delivery = "memory"`. All daemons have `queue.max = 1000`, and for the pump's bundle
   `jitter_s = 86400` (its messages come at another rate than the sensor's); the rest as it comes. **on**: with metrics
-  and latency log every second instead of every 10; **off**: with `[latency] enabled = false` and `metrics_interval_s = 0`. **HTTP**: FastAPI and
-  uvicorn, one worker, keep-alive, {http} connections, one model thread, without uvloop and httptools unless the
-  versions above name them (`benchmarks/http_peer.py`): another transport, with no broker in between, so an
-  orientation. **broker alone**: messages straight back, nobody in between.
+  and latency log every second instead of every 10; **off**: with `[latency] enabled = false` and `metrics_interval_s
+  = 0`. **HTTP**: FastAPI and uvicorn, one worker, keep-alive, {http} connections, one model thread, without uvloop
+  and httptools unless the versions above name them (`benchmarks/http_peer.py`): another transport, with no broker in
+  between, so an orientation. **broker alone**: messages straight back, nobody in between.
 - *Floor*: the echo's percentile plus the median of `session.run` alone in a hot loop (`benchmarks/bare.py`). What the
   same call costs after a pause, as at 1000/s, is not in the floor; it stands under "The model alone".
 - *Generator*: `benchmarks/loadgen.c`, one process with two MQTT 3.1.1 connections, TCP_NODELAY and TCP_QUICKACK, one

@@ -338,10 +338,17 @@ class Loop:
         self._publish_letter(pipeline, DeadLetter(stream, REFUSED, reason, message))
 
     def _may_begin(self, lane: Lane) -> bool:
-        if self._careful and any(other.suspect or other.in_flight for other in self._lanes.values()):
-            return False  # nothing else may end the process in the turn of a suspect
-        most = 1 if lane.careful else TURNS_IN_FLIGHT
-        return len(lane.queue) > 0 and len(lane.in_flight) < most and self.outbox.has_room(durable=lane.durable)
+        if self._careful and self._waits_for_careful(lane):
+            return False
+        has_work = len(lane.queue) > 0 and len(lane.in_flight) < TURNS_IN_FLIGHT
+        return has_work and self.outbox.has_room(durable=lane.durable)
+
+    def _waits_for_careful(self, lane: Lane) -> bool:
+        """Whether something else might end the process in the turn of a suspect if the lane began now."""
+        lanes = self._lanes.values()
+        if lane.careful:
+            return any(other.suspect or other.in_flight for other in lanes)
+        return any(other.suspect or (other.careful and len(other.queue)) for other in lanes)
 
     def _busy(self) -> bool:
         journal = self._journal

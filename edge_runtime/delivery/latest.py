@@ -8,7 +8,8 @@ import msgspec
 
 from edge_runtime.delivery.store import Store
 
-ROWS_A_RECORD = 32
+ROWS_A_RECORD, RECORD_BYTES = 32, 4096
+"""A record is kept for the one row that still counts; a larger row has one of its own."""
 
 Row = tuple[int, str, str]
 """What is spoken of: its sort, pipeline and stream."""
@@ -25,11 +26,20 @@ class Latest:
 
     def put(self, rows: Mapping[Row, object]) -> None:
         """What is true of these from now on."""
-        items = list(rows.items())
-        for i in range(0, len(items), ROWS_A_RECORD):
-            part = items[i : i + ROWS_A_RECORD]
-            body = _encode([(*key, value) for key, value in part])
-            self.place(self._store.put(self._kind, body), [key for key, _ in part])
+        part: dict[Row, msgspec.Raw] = {}
+        size = 0
+        for key, value in rows.items():
+            row = _encode((*key, value))
+            if part and (len(part) == ROWS_A_RECORD or size + len(row) > RECORD_BYTES):
+                self._put(part)
+                part, size = {}, 0
+            part[key] = msgspec.Raw(row)
+            size += len(row)
+        if part:
+            self._put(part)
+
+    def _put(self, part: Mapping[Row, msgspec.Raw]) -> None:
+        self.place(self._store.put(self._kind, _encode(list(part.values()))), list(part))
 
     def place(self, record: int, keys: Sequence[Row]) -> None:
         """A record has these rows."""

@@ -144,3 +144,28 @@ def test_of_two_pipelines_on_the_worker_only_the_one_that_kills_the_process_lose
     node.worker.stop()
 
     assert [(node.account(name).accepted, node.account(name).dead_lettered) for name in "ab"] == [(0, 1), (4, 0)]
+
+
+def test_a_careful_pipeline_whose_sensor_is_silent_holds_up_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    plans = {name: Plan(source=msgspec.structs.replace(Plan().source, topic=f"{name}/+machine")) for name in "ab"}
+    node = Node(folder, plans=plans)
+    sends(node, 1, topic="b/y")
+    node.steps(2)
+    node = Node(node.crash(), node.broker, plans, worker=True)
+    let_go = threading.Event()
+    predict = node.lanes["b"].pipeline.predict
+    node.lanes["b"].pipeline.predict = lambda turn: (let_go.wait(10), predict(turn))
+    sends(node, 8, first=1, topic="b/y")
+    for _ in range(4):
+        node.loop.step(0.0)
+    sends(node, 8, first=9, topic="b/y")
+    for _ in range(4):
+        node.loop.step(0.0)
+
+    assert node.lanes["a"].careful
+    assert len(node.lanes["b"].in_flight) == 2
+    let_go.set()
+    node.until(lambda: not node.broker.unacknowledged)
+    node.worker.stop()

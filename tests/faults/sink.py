@@ -90,8 +90,9 @@ class Sink:
         return sum("/out/" in one.topic for one in list(self.arrivals))
 
     def first_after(self, at_s: float) -> float | None:
-        """When the first result came after a moment, None when none has."""
-        return next((one.at_s for one in list(self.arrivals) if one.at_s > at_s and "/out/" in one.topic), None)
+        """When the first result came after a moment, None when none has; not one the broker had sent us before."""
+        found = (one.at_s for one in list(self.arrivals) if one.at_s > at_s and "/out/" in one.topic and not one.again)
+        return next(found, None)
 
     def retained(self, expected: int, timeout_s: float = 5.0) -> dict[str, dict[str, Any]]:
         """What somebody who comes now is told of the alarms, by topic. expected: how many to wait for."""

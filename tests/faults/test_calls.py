@@ -130,12 +130,17 @@ class Line:
         daemon = Daemon(load(self.config), str(self.config))
         for connection in daemon._connections:
             connection.client.start()
-        self.sender.start()
         deadline = time.monotonic() + MOST_S
-        n = sum(account["accepted"] for account in wanted.accounts.values())
-        while missing(wanted, self.sink.documents()) or daemon.loop.account().overall.accepted < n:
+        while not all(connection.client.subscribed for connection in daemon._connections):
             daemon.loop.step(0.01)
-            assert time.monotonic() < deadline, "not everything was delivered"
+            assert time.monotonic() < deadline, "no subscription"
+        self.sender.start()
+        n = sum(account["accepted"] for account in wanted.accounts.values())
+        found = daemon.loop.account().overall
+        while missing(wanted, self.sink.documents()) or found.accepted < n or found.waiting:
+            daemon.loop.step(0.01)
+            found = daemon.loop.account().overall
+            assert time.monotonic() < deadline, f"not everything was delivered: {found}"
         assert daemon.loop.drain(int(deadline * 1e9))
         daemon._say_goodbye(time.monotonic_ns() + 10**9)
         view = daemon.loop.account()

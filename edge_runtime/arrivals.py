@@ -72,8 +72,9 @@ class Arrivals:
         room = self._journal.memory if lane.careful and self._journal is not None else 0
         for stream, gave_way in lane.queue.offer(admitted, room=room):
             self._ledger.dropped(name, stream, "queue_full")
+            seen = lane.pipeline.gave_way(stream, gave_way)
             if self._journal is not None and lane.durable:
-                self._journal.dropped(name, stream, "queue_full")
+                self._journal.gave_way(name, seen)
             if lane.careful:
                 lane.seen_off(gave_way)
             self._let_go(connection, [gave_way], durable=lane.durable)

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+GIVEN_UP = "!"
+"""In the place of an epoch: of messages that were given up, and have no number."""
+
 
 class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Accepted, but without the messages: what is remembered of them against redelivery."""
+    """Messages that were dealt with, but without them: what is remembered of them against redelivery."""
 
     stream: str
     epoch: str

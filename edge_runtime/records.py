@@ -345,7 +345,8 @@ class Turn(msgspec.Struct):
     per stream. events: segments that ended. lost_before_us, restarts: numbers that never came, and restarts of the
     producer's numbering, per stream. marks, model_states, alarms, segments (the open one, None after it ended), told,
     dropped_at_gap: the new value of each small state that this turn changed, per stream, as of this turn; marks and
-    kept (the accepted inputs that open windows need as of this turn) only of a pipeline that keeps them.
+    kept (the accepted inputs that open windows need as of this turn) only of a pipeline that keeps them. given_up:
+    what those are known by that were dead-lettered, stale or expired.
     """
 
     pipeline: str
@@ -363,6 +364,7 @@ class Turn(msgspec.Struct):
     restarts: dict[str, int] = {}
     marks: dict[str, StreamMark] = {}
     kept: list[Kept] = []
+    given_up: list[Seen] = []
     prediction: Prediction | None = None
     model_states: dict[str, Carried] = {}
     results: list[Result] = []

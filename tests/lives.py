@@ -148,6 +148,8 @@ class Journal:
         for one in turn.accepted:
             row = Seen(one.stream, one.epoch, one.first, one.contents)
             self.seen.setdefault(one.stream, []).append(msgspec.msgpack.encode(row))
+        for given_up in turn.given_up:
+            self.seen.setdefault(given_up.stream, []).append(msgspec.msgpack.encode(given_up))
         states = {stream: (c.windows, [a.tolist() for a in c.state]) for stream, c in turn.model_states.items()}
         told = {"mark": turn.marks, "alarm": turn.alarms, "segment": turn.segments, "told": turn.told}
         for name, changed in (told | {"gap": turn.dropped_at_gap, "carried": states}).items():

@@ -6,10 +6,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from durable import Node, Plan, row, swinging
+from durable import PLAIN, SOURCE, Crash, Node, Plan, row, swinging
 
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.delivery.store import StoreSettings
+from edge_runtime.stream.decode import SourceSettings
+from edge_runtime.stream.window import WindowSettings
 
 S = 1_000_000_000
 MEMORY = Plan(delivery="memory")
@@ -309,3 +311,62 @@ def test_a_turn_that_has_to_survive_a_power_cut_is_synced_whoever_commits_it(tmp
     after.loop.step(0.0)
     assert [sync for sync, n in zip(synced, settled, strict=True) if n] == [True] * sum(map(bool, settled))
     assert any(settled)
+
+
+def _folder(tmp_path: Path) -> Path:
+    (folder := tmp_path / "x").mkdir()
+    return folder
+
+
+def killed_before_it_acknowledges(node: Node, payloads: list[bytes]) -> Node:
+    """The next life of a node that is killed after the commit of these."""
+
+    def end(*_: object) -> None:
+        raise Crash
+
+    node.client.acknowledge = end
+    for payload in payloads:
+        node.broker.send("in/a", payload)
+    with pytest.raises(Crash):
+        node.loop.step(0.0)
+    assert len(node.broker.unacknowledged) == len(payloads)
+    return Node(node.crash(), node.broker, node.plans)
+
+
+def spans(node: Node) -> list[tuple[float, float]]:
+    return [(body["t0"] - 1.7e9, body["t1"] - 1.7e9) for _, body in node.broker.documents("/out/")]
+
+
+@pytest.mark.parametrize("source", [SOURCE, PLAIN], ids=["numbered", "counted"])
+def test_a_broken_message_that_comes_again_is_dead_lettered_once_and_leaves_one_hole(
+    tmp_path: Path, source: SourceSettings
+) -> None:
+    plan = Plan(source=source, window=WindowSettings(samples=4, hop=4))
+    rows = [row(n, 0.0, numbered=source is SOURCE) for n in range(9)]
+    node = killed_before_it_acknowledges(Node(_folder(tmp_path), plans={"p": plan}), [rows[0], b"{", *rows[1:3]])
+    node.steps(3)
+    for payload in rows[3:]:
+        node.broker.send("in/a", payload)
+    node.steps(3, s=1.0)
+
+    account = node.account()
+    assert (account.accepted, account.duplicates, account.dead_lettered) == (9, 4, 1)
+    if source is PLAIN:  # a number tells that the broken message was none of the stream's
+        assert spans(node) == [(1.0, 4.0), (5.0, 8.0)]
+
+
+@pytest.mark.parametrize("source", [SOURCE, PLAIN], ids=["numbered", "counted"])
+def test_what_gave_way_in_line_and_comes_again_is_not_taken_behind_what_came_after_it(
+    tmp_path: Path, source: SourceSettings
+) -> None:
+    plan = Plan(source=source, window=WindowSettings(samples=4, hop=4), queue=QueueSettings(max=6))
+    rows = [row(n, 0.0, numbered=source is SOURCE) for n in range(12)]
+    node = killed_before_it_acknowledges(Node(_folder(tmp_path), plans={"p": plan}), rows[:10])
+    node.steps(12)
+    for payload in rows[10:]:
+        node.broker.send("in/a", payload)
+    node.steps(3, s=1.0)
+
+    account = node.account()
+    assert (account.accepted, account.duplicates, account.dropped, account.restarts) == (8, 10, {"queue_full": 4}, 0)
+    assert spans(node) == [(4.0, 7.0), (8.0, 11.0)]

@@ -242,3 +242,46 @@ def test_redeliveries_from_before_a_restart_of_the_producer_are_known_after_one_
 
     turn, _ = subject.ingest(again, len(again))
     assert (turn.duplicates, turn.accepted) == ({"a": 5}, [])
+
+
+@pytest.mark.parametrize("case", [FOUR, COUNTED])
+@pytest.mark.parametrize(("odd", "expiry_s"), [("bad", None), ("expired", None), ("expired", 1)])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_given_up_and_comes_again_is_a_duplicate_and_leaves_no_second_hole(
+    case: Case, odd: str, expiry_s: int | None, restarted: bool
+) -> None:
+    sensor, subject = Sensor("a", case), Run(case)
+    sent = [sensor.send(kind, 1, 0.5) for kind in ("usual", odd, *["usual"] * 5)]
+    subject.play(sent[:4], [4])
+    if restarted:
+        taken_up(subject, subject.journal.remembered())
+    again = [msgspec.structs.replace(one, dup=True) for one in sent[1:4]]
+    again[0] = msgspec.structs.replace(again[0], expiry_s=expiry_s)
+
+    turn, _ = subject.ingest([*again, *sent[4:]], 6)
+    assert (turn.duplicates, turn.dead_letters, turn.dropped, turn.lost_before_us) == ({"a": 3}, [], {}, {})
+    assert [(window.last_seq - window.first_seq, window.fresh) for window in turn.windows] == [(3, True)]
+
+
+def test_what_gave_way_before_its_turn_and_comes_again_is_a_duplicate() -> None:
+    subject, rest = begun(COUNTED, 4)
+    subject.pipeline.gave_way("a", rest[0].message(0))
+    again = msgspec.structs.replace(rest[0], dup=True)
+
+    turn, _ = subject.ingest([again, *rest[1:]], 16)
+    assert turn.duplicates == {"a": 1}
+    assert len(turn.accepted) == len(rest) - 1
+
+
+def test_redeliveries_from_before_several_restarts_of_the_producer_are_known_after_one_of_the_process() -> None:
+    subject = Run(FOUR)
+    sent = []
+    for _ in range(3):
+        producer = Sensor("a", FOUR)
+        producer.mid += len(sent)
+        sent += [producer.send(odd, 1, 0.5) for odd in ("restarted", "usual")]
+    subject.play(sent, [2])
+    taken_up(subject, subject.journal.remembered())
+
+    turn, _ = subject.ingest([msgspec.structs.replace(one, dup=True) for one in sent], len(sent))
+    assert (turn.duplicates, turn.accepted, turn.restarts) == ({"a": 6}, [], {})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,6 +119,44 @@ def test_a_redelivery_from_before_a_restart_is_known_even_where_its_number_is_th
     assert (subject.number, subject.epoch) == (2, "1")
 
 
+def test_redeliveries_from_any_of_several_epochs_are_duplicates() -> None:
+    subject = tracker()
+    sent = [(n, 100 * epoch + n) for epoch, numbers in enumerate([(30, 31, 35), (0, 1), (0, 1, 2)]) for n in numbers]
+    for n, content in sent:
+        subject.see(message(content), n)
+
+    assert [subject.see(message(content, dup=True), n).verdict for n, content in sent] == ["duplicate"] * len(sent)
+    assert (subject.restarts, subject.number) == (2, 2)
+
+
+def test_of_epochs_that_are_over_as_much_is_remembered_as_can_come_again() -> None:
+    subject = tracker()
+    for epoch in range(3 * MEMORY):
+        for n in (7, 20):
+            subject.see(message(1000 * epoch + n), n)
+
+    contents = [crc32(message(1000 * epoch + 20).payload) for epoch in range(3 * MEMORY)]
+    known = [subject._past.knows(20, content) for content in contents]
+    assert known == [False] * (5 * MEMORY // 2 - 1) + [True] * (MEMORY // 2) + [False]
+
+
+@pytest.mark.parametrize("number", [None, 4])
+def test_only_what_was_given_up_and_is_flagged_comes_again(number: int | None) -> None:
+    subject = tracker()
+    subject.see(message(1, mid=1), number)
+    known = subject.give_up(message(2, mid=2))
+
+    assert len(known) == 1
+    assert subject.gave_up(message(2, mid=2, dup=True))
+    for other in (message(2, mid=2), message(2, mid=3, dup=True), message(3, mid=2, dup=True)):
+        assert not subject.gave_up(other)
+    assert subject.give_up(message(5, qos=0)) == ()
+    assert not subject.gave_up(message(5, qos=0, dup=True))
+    for n in range(MEMORY):
+        subject.give_up(message(n, mid=7))
+    assert not subject.gave_up(message(2, mid=2, dup=True))
+
+
 def test_without_numbers_only_a_flagged_redelivery_is_a_duplicate_as_often_as_it_comes() -> None:
     subject = tracker()
     sent = [(1, False), (2, False), (1, True), (2, True), (1, True), (3, True), (4, True), (4, True)]
@@ -166,7 +206,8 @@ def test_messages_that_follow_are_remembered_together_as_one_after_the_other(ste
         assert (many.number, many.epoch, many.first) == (one.number, one.epoch, one.first)
         assert (many.missing, many.numbered) == (one.missing, one.numbered)
         assert list(found) == list(range(one.number - len(found) + 1, one.number + 1))
-        assert (many._contents, many._recent, many._recent_counts) == (one._contents, one._recent, one._recent_counts)
+        assert (many._contents, many._recent.all) == (one._contents, one._recent.all)
+        assert many._recent._counts == one._recent._counts
         at += n
 
 
@@ -207,7 +248,7 @@ def test_memory_of_redeliveries_is_bounded() -> None:
     for n in range(3 * MEMORY):
         subject.see(message(n), None)
 
-    assert len(subject._recent) == MEMORY
+    assert len(subject._recent.all) == MEMORY
     assert subject.see(message(0, dup=True), None).verdict == "new"
 
 

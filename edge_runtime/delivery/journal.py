@@ -1,6 +1,6 @@
 """What of every settled turn has to survive this process, as records of the store; and what they come to at a start.
 
-Records of their own are the inputs that open windows still need, and, now and then, what is known of accepted messages
+Records of their own are the inputs that open windows still need, and, now and then, what is known of messages
 against redelivery. The small states of the streams and the ledger's accounts share one record a commit. Each goes when
 nothing needs it any more, or newer ones speak of all that it speaks of.
 """
@@ -59,7 +59,7 @@ class Basis(msgspec.Struct, frozen=True, array_like=True):
 
 class _Stream(msgspec.Struct, array_like=True):
     """The small states of one stream. carried: windows, and (dtype, shape, bytes) of each array. shown: its alarm.
-    holes: messages given up in line since the last turn that was told of such. recent: the last ones accepted.
+    holes: messages given up in line since the last turn that was told of such. recent: the last ones dealt with.
     """
 
     pipeline: str
@@ -118,6 +118,8 @@ class Journal:
             if one.contents:
                 seen = Seen(one.stream, one.epoch, one.first, one.contents)
                 self._touch(pipeline, one.stream).recent.append(seen)
+        for seen in turn.given_up:
+            self._remember(pipeline, seen)
         for stream, mark in turn.marks.items():
             state = self._touch(pipeline, stream)
             state.mark = mark
@@ -152,6 +154,15 @@ class Journal:
         for stream, n in tally([window.stream for window in turn.windows]).items():
             settled.windows_completed(pipeline, stream, n)
         settled.settle(turn)
+
+    def _remember(self, pipeline: str, seen: Seen) -> None:
+        if seen.contents:
+            self._touch(pipeline, seen.stream).recent.append(seen)
+
+    def gave_way(self, pipeline: str, seen: Seen) -> None:
+        """A message gave way before a turn took it. seen: what it is known by when it comes again."""
+        self.dropped(pipeline, seen.stream, "queue_full")
+        self._remember(pipeline, seen)
 
     def dropped(self, pipeline: str, stream: str, reason: str, n: int = 1) -> None:
         """Messages were given up before a turn took them."""

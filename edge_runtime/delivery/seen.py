@@ -1,4 +1,4 @@
-"""Where the store has what is remembered of accepted messages against redelivery, per stream."""
+"""Where the store has what is remembered of messages against redelivery, per stream."""
 
 from __future__ import annotations
 

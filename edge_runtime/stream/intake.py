@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from edge_runtime.errors import DecodeError
-from edge_runtime.marks import Kept
+from edge_runtime.marks import GIVEN_UP, Seen
 from edge_runtime.records import (
     Accepted,
     DeadLetter,
@@ -28,10 +28,10 @@ from edge_runtime.records import (
 from edge_runtime.stream.bursts import Burst
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer
-from edge_runtime.stream.kept import Run, as_message, needed_inputs
+from edge_runtime.stream.kept import Run, decoded, needed_inputs
 from edge_runtime.stream.rows import RowsDecoder
 from edge_runtime.stream.sequence import NEXT, Sighting
-from edge_runtime.stream.stale import sorted_out
+from edge_runtime.stream.stale import joined, sorted_out
 from edge_runtime.stream.streams import Stream
 from edge_runtime.stream.window import MOST_ROWS, Placed, WindowSettings, most_windows_per_sample
 
@@ -87,16 +87,17 @@ class Intake:
         self._runs: dict[str, list[Run]] = {}
         self._transit_ns: list[int] = []
         self._lost: deque[int] = deque(maxlen=MOST_LOST)
+        self._gave_up: set[str] = set()
 
     def take(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, *, offset_ns: int) -> None:
         """Take in messages until the turn is full. runs: one a stream. offset_ns: wall clock minus monotonic clock."""
         runs, later = self._without_stale(turn, runs)
         n = len(runs[0].messages) if len(runs) == 1 else sum([len(run.messages) for run in runs])
-        several = TOGETHER_FROM <= n <= self._most_together
+        several = TOGETHER_FROM <= n <= self._most_together and not (self._gave_up and self._come_again(runs))
         if not (several and self._take_together(turn, runs, buffer, offset_ns)):
             self._take_each(turn, runs, buffer, offset_ns)
         if later:
-            turn.left_over = _joined(turn.left_over, later)
+            turn.left_over = joined(turn.left_over, later)
         if self._keep:
             self._mark(turn, offset_ns)
         if self._transit_ns:
@@ -110,34 +111,38 @@ class Intake:
     def give_up(self, turn: Turn, run: Queued) -> None:
         """Messages that are not even to be decoded: they leave a hole."""
         turn.messages.append(run)
+        turn.given_up += [self.gave_way(run.stream, message) for message in run.messages]
         self._stream(run.stream).given_up += run.given_up + len(run.messages)
         if self._keep:
             self._mark(turn, 0)
+
+    def gave_way(self, stream: str, message: Message) -> Seen:
+        """Remember a message that is not taken in, for it may come again; what it is known by then."""
+        self._gave_up.add(stream)
+        return Seen(stream, GIVEN_UP, 0, self._stream(stream).sequence.give_up(message))
+
+    def _come_again(self, runs: Sequence[Queued]) -> bool:
+        """Whether any of these was given up before."""
+        found = [(self.streams[run.stream].sequence, run.messages) for run in runs if run.stream in self._gave_up]
+        return any(sequence.gave_up(message) for sequence, messages in found for message in messages)
 
     def restore(self, stream: str, remembered: Remembered, *, same_windows: bool, offset_ns: int) -> str:
         """Take up where another run of the process ended; "" or why the stream's windows begin anew after all."""
         state, mark, reason = self._stream(stream), remembered.mark, "what its open windows need is not all there"
         state.given_up = mark.given_up
         state.sequence.restore(mark, remembered.seen)
+        self._gave_up |= {stream for seen in remembered.seen if seen.epoch == GIVEN_UP}
         inputs: list[Placed] = []
         try:
             for kept in remembered.kept if same_windows else ():
                 if kept.resets == mark.window.resets:
-                    inputs += self._placed(kept, offset_ns)
+                    inputs += decoded(kept, self._decode, offset_ns)
         except DecodeError as error:
             reason = str(error)
         if not same_windows:
             state.windower.resets = mark.window.resets + 1
             return ""
         return "" if state.windower.restore(mark.window, inputs, unix_offset_ns=offset_ns) else reason
-
-    def _placed(self, kept: Kept, offset_ns: int) -> Iterator[Placed]:
-        """Kept messages decoded again."""
-        begin = kept.begin
-        for number, message in enumerate(kept.messages, kept.first):
-            samples = self._decode(as_message(message, offset_ns), kept.stream)
-            yield begin, number, samples
-            begin += len(samples.values)
 
     def _mark(self, turn: Turn, offset_ns: int) -> None:
         """What to remember of the streams that the turn touched."""
@@ -166,21 +171,25 @@ class Intake:
             usable, stale, rest = sorted_out(messages, turn.taken_ns, oldest_ns)
             if stale:
                 dropped = Queued(run.stream, stale, 0 if usable else run.given_up)
-                self._stream(run.stream).given_up += self._drop_stale(turn, dropped)
+                self._drop_stale(turn, self._stream(run.stream), dropped)
             if usable:
                 found.append(Queued(run.stream, usable, run.given_up))
             if rest:
                 later.append(Queued(run.stream, rest))
         return found, later
 
-    def _drop_stale(self, turn: Turn, run: Queued) -> int:
-        """How many of them leave a hole, with those before them; a retained one is not part of the stream."""
+    def _drop_stale(self, turn: Turn, state: Stream, run: Queued) -> None:
+        """They leave a hole, with those before them; but a retained one is not part of the stream."""
         turn.messages.append(run)
-        messages = run.messages
-        for message in messages:
+        state.given_up += run.given_up
+        for message in run.messages:
+            if state.sequence.gave_up(message):
+                _add(turn.duplicates, run.stream)
+                continue
             _add(turn.dropped, (run.stream, "stale_retained" if message.retain else "expired"))
-        turn.spent.append(("queue", [turn.taken_ns - message.received_ns for message in messages], 1))
-        return run.given_up + sum([not message.retain for message in messages])
+            turn.given_up.append(self.gave_way(run.stream, message))
+            state.given_up += not message.retain
+        turn.spent.append(("queue", [turn.taken_ns - message.received_ns for message in run.messages], 1))
 
     def _take_each(self, turn: Turn, runs: Sequence[Queued], buffer: InputBuffer, offset_ns: int) -> None:
         """One after the other. What begins begins when the one before it ended: one reading of the clock for both."""
@@ -267,13 +276,17 @@ class Intake:
         return state
 
     def _decode_one(self, turn: Turn, state: Stream, stream: str, message: Message) -> Samples | None:
-        """The message's samples, or None when it was dead-lettered."""
+        """The message's samples, or None when it was dead-lettered, or had been given up before."""
+        if message.dup and state.sequence.gave_up(message):
+            _add(turn.duplicates, stream)
+            return None
         try:
             samples = self._decode(message, stream)
             if len(samples.values) > state.windower.always_fits:
                 self._check_size(state.windower.completes(len(samples.values)), message.topic)
         except DecodeError as error:
             turn.dead_letters.append(DeadLetter(stream, error.reason, error.detail, message))
+            turn.given_up.append(self.gave_way(stream, message))
             state.given_up += 1
             return None
         return samples
@@ -380,17 +393,6 @@ class Intake:
 
 def _no_rows(_messages: Sequence[Message]) -> None:
     return None
-
-
-def _joined(left_over: Sequence[Queued], later: Sequence[Queued]) -> list[Queued]:
-    """One run a stream: what had no room, and of each stream what comes after it."""
-    found = {run.stream: run for run in left_over}
-    for run in later:
-        before = found.get(run.stream)
-        found[run.stream] = (
-            run if before is None else Queued(run.stream, before.messages + run.messages, before.given_up)
-        )
-    return list(found.values())
 
 
 def _add(counts: dict[Key, int], key: Key, n: int = 1) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from edge_runtime.marks import Kept, KeptMessage, WindowMark
 from edge_runtime.records import NO_PROPERTIES, Accepted, Message, Properties
+from edge_runtime.stream.decode import Decoder
+from edge_runtime.stream.window import Placed
 
 
 class Run(NamedTuple):
@@ -50,6 +52,15 @@ def _with_properties(message: Message, offset_ns: int) -> KeptMessage:
     properties = message.properties
     received_unix_ns = message.received_ns + offset_ns
     return KeptMessage(message.topic, message.payload, received_unix_ns, properties.content_type, properties.user)
+
+
+def decoded(kept: Kept, decode: Decoder, offset_ns: int) -> Iterator[Placed]:
+    """Kept messages decoded again."""
+    begin = kept.begin
+    for number, message in enumerate(kept.messages, kept.first):
+        samples = decode(as_message(message, offset_ns), kept.stream)
+        yield begin, number, samples
+        begin += len(samples.values)
 
 
 def as_message(kept: KeptMessage, offset_ns: int) -> Message:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from edge_runtime.records import DeadLetter, Floats, InputSpec, Prediction, Queued, Remembered, Turn
+from edge_runtime.marks import Seen
+from edge_runtime.records import DeadLetter, Floats, InputSpec, Message, Prediction, Queued, Remembered, Turn
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.decode import Decoder
 from edge_runtime.stream.inputs import InputBuffer, InputPool
@@ -123,6 +124,10 @@ class Pipeline:
     def session_lost(self, epoch: int) -> None:
         """The broker had forgotten us when a connection began; to be told before its first message comes."""
         self._intake.session_lost(epoch)
+
+    def gave_way(self, stream: str, message: Message) -> Seen:
+        """A message gave way before its turn; what it is known by when it comes again."""
+        return self._intake.gave_way(stream, message)
 
     def process(self, messages: Sequence[Queued]) -> Turn:
         """One turn from start to end in the calling thread."""

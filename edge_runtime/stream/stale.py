@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edge_runtime.records import Message
+from collections.abc import Sequence
+
+from edge_runtime.records import Message, Queued
 
 NS = 1_000_000_000
 
@@ -20,3 +22,14 @@ def sorted_out(
             return usable, stale, messages[i:]
         (stale if expired or one.retain else usable).append(one)
     return usable, stale, []
+
+
+def joined(left_over: Sequence[Queued], later: Sequence[Queued]) -> list[Queued]:
+    """One run a stream: what had no room, and of each stream what comes after it."""
+    found = {run.stream: run for run in left_over}
+    for run in later:
+        before = found.get(run.stream)
+        found[run.stream] = (
+            run if before is None else Queued(run.stream, before.messages + run.messages, before.given_up)
+        )
+    return list(found.values())

@@ -68,7 +68,7 @@ PLAN = (
         "nodelay",
         _all("echo naive callbacks lane normal", MOST, AT_1000) | _all("broker echo-batch full", MOST),
     ),
-    Case("pump", 1, "nodelay", _all("echo naive callbacks lane normal", MOST, AT_100)),
+    Case("pump", 1, "nodelay", _all("echo naive callbacks lane", MOST, AT_100)),
     Case("feat64", 0, "stock", _all("echo naive lane", MOST, AT_1000)),
     Case("samp-16", 0, "stock", _all("naive lane", MOST)),
     Case("feat64", 1, "stock", _all("echo naive callbacks lane", ONE, AT_50)),

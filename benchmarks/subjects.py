@@ -104,6 +104,8 @@ def _daemon(name: str, settings: DaemonSettings) -> Callable[[Workload, Place], 
     def make(workload: Workload, place: Place) -> Subject:
         node = f"{name}-{workload.name}-{place.qos}"
         config = place.folder / f"{node}.toml"
+        for left in place.folder.glob("state/store.db*"):
+            left.unlink()  # windows would go on where the round before has ended
         config.write_text(
             CONFIG.format(
                 node=node,

@@ -45,7 +45,7 @@ def run(config: Path, *, as_json: bool) -> int:
         daemon = Daemon(load(config), str(config))
     try:
         summary = daemon.run(stop)
-    except BaseException as error:  # noqa: BLE001  the edge of the main thread
+    except Exception as error:  # noqa: BLE001  the edge of the main thread
         died("main", error)
     import msgspec
 

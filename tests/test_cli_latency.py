@@ -37,7 +37,8 @@ def test_the_table_has_a_row_per_stage_and_the_slowest_windows(tmp_path: Path) -
         "vibration e2e 1 3.015 3.015 3.015 3.015 3.015 3.015",
     ]
     assert " ".join(lines[-1].split()) == (
-        "2026-09-21 14:13:25 vibration machine-1 3 0.100 0.200 0.300 0.400 0.500 0.600 0.700 12.500 62 °C throttled"
+        "2026-09-21 14:13:25 vibration machine-1 3 "
+        "0.100 0.200 0.300 0.400 0.500 0.600 0.000 0.700 12.500 62 °C throttled"
     )
 
 

@@ -466,7 +466,7 @@ def test_the_daemon_starts_no_child_the_second_time(path: Path, tmp_path: Path, 
 
     config = load(write_config(tmp_path, "mqtt://127.0.0.1:1"))
     for _ in range(2):
-        Daemon(config, "device.toml")
+        Daemon(config, "device.toml").close()
 
     assert len(children) == 1
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.delivery.database import Record
-from edge_runtime.delivery.store import RETRY_MAX_NS, Store
+from edge_runtime.delivery.store import RETRY_MAX_NS, Store, StoreSettings
 
+UNIX_S = 1_790_000_000.0
 ERRORS = ("disk I/O error", "database or disk is full", "attempt to write a readonly database")
+
+NewStore = Callable[..., Store]
 
 
 class Disk:
@@ -84,3 +89,18 @@ def heal(store: Store, disk: Disk, clock: Clock) -> None:
     disk.down, disk.refuse = False, 0
     clock.wait()
     assert store.commit(sync=False)
+
+
+@contextmanager
+def stores(path: Path, clock: Clock) -> Iterator[NewStore]:
+    """Makes stores, not loaded, and closes them; on the path where no other is given."""
+    made: list[Store] = []
+
+    def make(disk: Disk | None = None, *, at: Path = path) -> Store:
+        connect = disk.connect if disk else sqlite3.connect
+        made.append(Store(at, StoreSettings(), now_ns=clock, unix_s=lambda: UNIX_S, connect=connect))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty import Clock, Disk, filled
+from faulty import Clock, Disk, NewStore, filled, stores
 
 from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.store import Store, StoreSettings
 
 MEMORY = "delivery as with `memory`"
-UNIX_S = 1_790_000_000.0
 STAMP = "20260921T141320Z"
 
 
@@ -31,21 +30,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def new_store(path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
+def new_store(path: Path, clock: Clock) -> Iterator[NewStore]:
     """Makes stores on the path, not loaded, and closes them."""
-    made: list[Store] = []
-
-    def make(disk: Disk | None = None, *, at: Path = path) -> Store:
-        connect = disk.connect if disk else sqlite3.connect
-        made.append(Store(at, StoreSettings(), now_ns=clock, unix_s=lambda: UNIX_S, connect=connect))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
-
-
-NewStore = Callable[..., Store]
+    with stores(path, clock) as make:
+        yield make
 
 
 def in_quarantine(folder: Path) -> list[str]:

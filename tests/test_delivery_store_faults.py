@@ -6,19 +6,17 @@ import itertools
 import logging
 import os
 import shutil
-import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty import ERRORS, Clock, Disk, filled, heal
+from faulty import ERRORS, UNIX_S, Clock, Disk, NewStore, filled, heal, stores
 
 from edge_runtime.delivery.database import Record
 from edge_runtime.delivery.store import LOAD_PAUSES_S, RETRY_MAX_NS, RETRY_MIN_NS, Store, StoreSettings
 
 MEMORY = "delivery as with `memory`"
-UNIX_S = 1_790_000_000.0
 STAMP = "20260921T141320Z"
 
 
@@ -33,21 +31,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def new_store(path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
+def new_store(path: Path, clock: Clock) -> Iterator[NewStore]:
     """Makes stores on the path, not loaded, and closes them."""
-    made: list[Store] = []
-
-    def make(disk: Disk | None = None, *, at: Path = path) -> Store:
-        connect = disk.connect if disk else sqlite3.connect
-        made.append(Store(at, StoreSettings(), now_ns=clock, unix_s=lambda: UNIX_S, connect=connect))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
-
-
-NewStore = Callable[..., Store]
+    with stores(path, clock) as make:
+        yield make
 
 
 def scenario(store: Store) -> dict[int, Record]:

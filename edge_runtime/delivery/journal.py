@@ -115,9 +115,7 @@ class Journal:
         for kept in turn.kept:
             self._add_input(pipeline, kept, self.store.put(INPUT, _encode((pipeline, kept))))
         for one in turn.accepted:
-            if one.contents:
-                seen = Seen(one.stream, one.epoch, one.first, one.contents)
-                self._touch(pipeline, one.stream).recent.append(seen)
+            self._remember(pipeline, Seen(one.stream, one.epoch, one.first, one.contents))
         for seen in turn.given_up:
             self._remember(pipeline, seen)
         for stream, mark in turn.marks.items():
@@ -274,12 +272,13 @@ class Journal:
         """
         keys = [key for key in self._streams if key[0] == pipeline]
         keys.sort(key=self._written)
-        for key in keys[: max(0, len(keys) - most)]:
-            if key not in waiting:
-                self._forget_stream(key)
-                self.settled.fold(*key)
-                self._forget_account(key)
-                self._write_anew()
+        silent = [key for key in keys[: max(0, len(keys) - most)] if key not in waiting]
+        for key in silent:
+            self._forget_stream(key)
+            self.settled.fold(*key)
+            self._forget_account(key)
+        if silent:
+            self._write_anew()
 
     def _forget_stream(self, key: Key) -> None:
         self._streams.pop(key, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from broker import Broker, until
+from oracle import Verdict
 from trial import Trial
 
 pytestmark = pytest.mark.broker
@@ -53,6 +54,16 @@ def wait_for(trial: Trial, event: str) -> None:
     until(lambda: bool(trial.node.events(event)), what=f"{event}: {trial.node.log[-1500:]}")
 
 
+def killed_when_recovered(trial: Trial) -> Verdict:
+    wait_for(trial, "store_recovered")
+    trial.live(0.2)
+    trial.node.kill()
+    trial.node.start()
+    verdict = trial.finish()
+    trial.node.close()
+    return verdict
+
+
 def test_a_full_disk_degrades_the_store_and_nothing_else_and_it_recovers_by_itself(
     keeping_broker: Broker, make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
@@ -65,12 +76,7 @@ def test_a_full_disk_degrades_the_store_and_nothing_else_and_it_recovers_by_itse
         before = trial.sink.results()
         until(lambda: trial.sink.results() > before + 30, what="results while the disk is full")
         ballast.unlink()
-        wait_for(trial, "store_recovered")
-        trial.live(0.2)
-        trial.node.kill()
-        trial.node.start()
-        verdict = trial.finish()
-        trial.node.close()
+        verdict = killed_when_recovered(trial)
 
     assert verdict.problems == []
 
@@ -85,12 +91,7 @@ def test_a_disk_that_is_read_only_at_the_start_degrades_the_store_and_nothing_el
         wait_for(trial, "store_degraded")
         until(lambda: trial.sink.results() > 30, what="results while the disk is read-only")
         remount(disk, "rw")
-        wait_for(trial, "store_recovered")
-        trial.live(0.2)
-        trial.node.kill()
-        trial.node.start()
-        verdict = trial.finish()
-        trial.node.close()
+        verdict = killed_when_recovered(trial)
 
     assert verdict.problems == []
 

@@ -18,6 +18,8 @@ def about(
 ) -> dict[str, Any]:
     """sessions, digests: of the bundles, by the name of the model in the config."""
     ort = load_onnxruntime()
+    bench = config.remote_bench
+    offered = {"max_request_bytes": bench.max_request_bytes, "timeout_s": bench.timeout_s}
     return {
         "version": edge_runtime.__version__,
         "python": platform.python_version(),
@@ -32,6 +34,7 @@ def about(
             name: {"topic": settings.source.topic, "model": settings.model, "delivery": settings.delivery}
             for name, settings in config.pipelines.items()
         },
+        **({"remote_bench": offered} if config.node.allow_remote_bench else {}),
     }
 
 

@@ -12,6 +12,7 @@ from edge_runtime.delivery.ledger import NO_PIPELINE
 from edge_runtime.delivery.overload import QueueSettings
 from edge_runtime.delivery.store import StoreSettings
 from edge_runtime.errors import ConfigError
+from edge_runtime.model.compare import RemoteBenchSettings
 from edge_runtime.model.gate import GateSettings
 from edge_runtime.model.manifest import NAME_PATTERN
 from edge_runtime.model.session import INLINE_LIMIT_MS, SessionSettings
@@ -36,7 +37,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     metrics_interval_s: 0 = none. inline_limit_ms: a model that takes longer for one window runs on the worker thread.
     drain_s: how long a stop may take to finish what was accepted. watchdog_s: how long the loop, or a run of a model,
-    may stand still before the process is ended; 0 = for ever.
+    may stand still before the process is ended; 0 = for ever. allow_remote_bench: measure candidates that come by MQTT.
     """
 
     id: str
@@ -45,6 +46,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inline_limit_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = INLINE_LIMIT_MS
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 4.0
     watchdog_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    allow_remote_bench: bool = False
 
     def __post_init__(self) -> None:
         if 0 < self.metrics_interval_s < LEAST_METRICS_INTERVAL_S:
@@ -106,6 +108,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     gate: GateSettings = GateSettings()
     store: StoreSettings = StoreSettings()
+    remote_bench: RemoteBenchSettings = RemoteBenchSettings()
 
 
 def load(path: Path) -> Config:
@@ -121,6 +124,7 @@ def parse(table: dict[str, object], path: Path) -> Config:
     config = decode(table, Config, path=str(path))
     _check_names(config, str(path))
     _check_sources(config, str(path))
+    _check_remote_bench(config, str(path))
     folder = path.resolve().parent
     models = {
         name: msgspec.structs.replace(model, bundle=str(folder / model.bundle)) for name, model in config.models.items()
@@ -148,6 +152,16 @@ def _check_names(config: Config, path: str) -> None:
             raise ConfigError(path, f"pipelines.{name}.model", f"found {pipeline.model!r}, allowed: {known}")
         if pipeline.deadline_ms and not config.latency.enabled:
             raise ConfigError(path, f"pipelines.{name}.deadline_ms", "latency.enabled = false: nothing is timed")
+
+
+def _check_remote_bench(config: Config, path: str) -> None:
+    mqtt = config.mqtt
+    if config.node.allow_remote_bench and not (mqtt.password_file or mqtt.cert):
+        problem = "found true without credentials for the broker, wanted mqtt.username and mqtt.password_file, or"
+        raise ConfigError(path, "node.allow_remote_bench", f"{problem} mqtt.cert and mqtt.key: others send what is run")
+    if config.node.allow_remote_bench and mqtt.protocol == "3.1.1":
+        problem = 'found true with mqtt.protocol = "3.1.1", which has no request and response; wanted "5"'
+        raise ConfigError(path, "node.allow_remote_bench", problem)
 
 
 def _check_sources(config: Config, path: str) -> None:

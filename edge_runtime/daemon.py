@@ -37,6 +37,7 @@ from edge_runtime.mqtt.topics import Routes, Tree, parse_source, plan_pipelines
 from edge_runtime.pipelines import build_pipeline, make_recorders
 from edge_runtime.records import DeadLetter, Outgoing
 from edge_runtime.recovery import basis, open_journal, take_up
+from edge_runtime.remote_bench import remote_bench
 from edge_runtime.stop import StopSignal
 from edge_runtime.stream.pipeline import Clock
 from edge_runtime.supervisor import MODEL, Watch, signs_of_work
@@ -219,6 +220,8 @@ class Daemon:
     def _say_goodbye(self, deadline_ns: int) -> None:
         """Stop every connection; what they still had to send is accounted for. One deadline for all of them."""
         for connection in self._connections:
+            if connection.service is not None:
+                connection.service.stop()
             left_s = (deadline_ns - self._clock.monotonic_ns()) / NS
             connection.client.stop(min(GOODBYE_S, max(0.0, left_s)))
         self.loop.confirm()
@@ -242,11 +245,12 @@ class Daemon:
                 had_session=session in self._known,
                 stale=self._known.stale(session),
                 presence=self._presence if first else None,
-                birth=self._birth if first else _nothing,
+                birth=self._birth if first else list,
             )
             routes = Routes([(name, sources[name]) for name in planned.pipelines])
             self._connections.append(Connection(client, routes, session=session))
             connections |= dict.fromkeys(planned.pipelines, self._connections[-1])
+        self._connections += remote_bench(self._config, self._tree, client_id)
         return connections
 
     def _lane(self, name: str, settings: PipelineSettings, path: str, connections: dict[str, Connection]) -> Lane:
@@ -294,8 +298,8 @@ class Daemon:
 
     def _note_sessions(self) -> None:
         """Remember who holds a session for us: if it is gone when we come again, messages may be, too."""
-        journal, subscribed = self._journal, [item.session for item in self._connections if item.client.subscribed]
-        if journal is not None and (sessions := self._known.note(subscribed)) != journal.node.sessions:
+        kept = [item.session for item in self._connections if item.client.subscribed and item.service is None]
+        if (journal := self._journal) is not None and (sessions := self._known.note(kept)) != journal.node.sessions:
             journal.write_node(msgspec.structs.replace(journal.node, sessions=sessions))
 
     def _make_publications(self) -> Publications:
@@ -393,7 +397,3 @@ class Daemon:
             continued=self._before is not None,
             store=store_metrics(self._journal, self.loop.outbox),
         )
-
-
-def _nothing() -> list[Outgoing]:
-    return []

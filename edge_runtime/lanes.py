@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
 from edge_runtime.delivery.acks import Acknowledgements
 from edge_runtime.delivery.overload import InputQueue
@@ -14,14 +15,25 @@ from edge_runtime.records import Message, Turn
 from edge_runtime.stream.pipeline import Pipeline
 
 
+class Service(Protocol):
+    """Takes all messages of a connection in the pipelines' stead."""
+
+    def serve(self, messages: list[Message]) -> None:
+        """Take, acknowledge and answer what can be; called every round by the loop's thread, so it never blocks."""
+
+    def stop(self) -> None:
+        """Give up what was begun."""
+
+
 class Connection:
     """One broker connection: its client, where its messages go, and what is still to be acknowledged.
 
-    session: names what the broker holds for us. lost_at: the client's, as its pipelines were told.
+    session: names what the broker holds for us. lost_at: the client's, as its pipelines were told. service: who takes
+    its messages when no pipeline does.
     """
 
-    def __init__(self, client: Client, routes: Routes, *, session: str = "") -> None:
-        self.client, self.routes, self.session = client, routes, session
+    def __init__(self, client: Client, routes: Routes, *, session: str = "", service: Service | None = None) -> None:
+        self.client, self.routes, self.session, self.service = client, routes, session, service
         self.acks, self.lost_at = Acknowledgements(), 0
 
 

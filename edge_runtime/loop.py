@@ -161,7 +161,9 @@ class Loop:
     def _poll(self, *, accepting: bool) -> None:
         for connection in self._connections:
             messages = connection.client.poll(0.0)
-            if messages and accepting:
+            if connection.service is not None:
+                connection.service.serve(messages)
+            elif messages and accepting:
                 self._arrivals.offer(connection, messages)
                 self._acknowledge(connection)
             elif messages:

@@ -6,26 +6,20 @@ baseline and of the candidate, in a folder that holds both models and the window
 
 from __future__ import annotations
 
-import gc
-import random
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from edge_runtime.model.paired import PROCESSES, Rounds, pooled, time_in_turn
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
 from export.artifact import Artifact
 from export.probe import Failure, child
 
-PROCESSES = 3  # the placement of memory differs from process to process, and with it the time
-ROUNDS = 300
-MIN_ROUNDS = 20
-ROUNDS_S = 5.0
-WARM_UP = 20
 BASELINE, CANDIDATE, WINDOW = "baseline.onnx", "candidate.onnx", "window.npy"
 
 
@@ -46,19 +40,12 @@ class Latency(msgspec.Struct, frozen=True):
     rounds: int
 
 
-class Rounds(msgspec.Struct, frozen=True):
-    """What a child measured: one entry a round, nanoseconds."""
-
-    baseline_ns: list[int]
-    candidate_ns: list[int]
-
-
 def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
     """Time a candidate beside the baseline in PROCESSES child processes, rounds interleaved, order shuffled.
 
     window: (1, ...) float32 in the model's layout.
     """
-    pooled: list[Rounds] = []
+    measured: list[Rounds] = []
     with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
         folder = Path(name)
         (folder / BASELINE).write_bytes(baseline.model)
@@ -69,10 +56,8 @@ def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: in
             told = child("export.measure", [candidate.input, str(seed + process), *entries], folder)
             if isinstance(told, Failure):
                 return told
-            pooled.append(msgspec.json.decode(told, type=Rounds))
-    return summarize(
-        Rounds([ns for r in pooled for ns in r.baseline_ns], [ns for r in pooled for ns in r.candidate_ns])
-    )
+            measured.append(msgspec.json.decode(told, type=Rounds))
+    return summarize(pooled(measured))
 
 
 def summarize(rounds: Rounds) -> Latency:
@@ -94,22 +79,8 @@ def main(arguments: list[str]) -> None:
         )
         for path, told in zip((BASELINE, CANDIDATE), entries, strict=True)
     ]
-    runs = [session.run for session in sessions]
-    for _ in range(WARM_UP):
-        for run in runs:
-            run(None, inputs)
-    gc.disable()
-    times: tuple[list[int], list[int]] = ([], [])
-    shuffled = random.Random(int(seed))  # noqa: S311  (the order of two timings, not a secret)
-    stop_ns = time.perf_counter_ns() + int(ROUNDS_S * 1e9)
-    order = [0, 1]
-    while len(times[0]) < ROUNDS and (len(times[0]) < MIN_ROUNDS or time.perf_counter_ns() < stop_ns):
-        shuffled.shuffle(order)
-        for which in order:
-            start_ns = time.perf_counter_ns()
-            runs[which](None, inputs)
-            times[which].append(time.perf_counter_ns() - start_ns)
-    sys.stdout.buffer.write(msgspec.json.encode(Rounds(*times)))
+    baseline, candidate = (partial(session.run, None, inputs) for session in sessions)
+    sys.stdout.buffer.write(msgspec.json.encode(time_in_turn(baseline, candidate, seed=int(seed))))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_runtime.findings import Finding, fail, ok, warn
-from edge_runtime.model.session import has_vnni
+from edge_runtime.model.family import numeric_family
 
 MACHINES = ("x86_64", "aarch64")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -56,14 +56,27 @@ def processor(machine: str, cpus: int, *, cpuinfo: Path = Path("/proc/cpuinfo"))
     except OSError as error:
         advice = "ONNX Runtime chooses its code by /proc/cpuinfo: do not hide /proc (systemd: ProcSubset=all)"
         return warn("processor", f"{cpuinfo} cannot be read: {error.strerror}", advice)
-    name = facts.get("model name") or facts.get("Model") or machine
+    name = _name(facts, machine)
     if machine == "x86_64":
-        int8 = "VNNI: int8 is exact and fast" if has_vnni(cpuinfo) else "no VNNI: int8 is made exact, which costs time"
+        exact = numeric_family(cpuinfo) == "vnni"
+        int8 = "VNNI: int8 is exact and fast" if exact else "no VNNI: int8 is made exact, which costs time"
     else:
         features = facts.get("Features", "").split()
         known = [f"{feature} ({what})" for feature, what in ARM_FEATURES.items() if feature in features]
         int8 = ", ".join(known) or "no dot product: int8 gains less"
     return ok("processor", f"{name}, {cpus} cores; {int8}")
+
+
+def cpu_name(machine: str, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself, on a Raspberry Pi the board; the architecture where nothing is known."""
+    try:
+        return _name(_facts(cpuinfo.read_text(errors="replace")), machine)
+    except OSError:
+        return machine
+
+
+def _name(facts: dict[str, str], machine: str) -> str:
+    return facts.get("model name") or facts.get("Model") or machine
 
 
 def _facts(cpuinfo: str) -> dict[str, str]:

@@ -30,15 +30,20 @@ LAST_LINE_CHARACTERS = 300
 INHERITED = ("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 """The only variables of our environment that a child sees: which libraries it loads from where, and which GPU."""
 PR_SET_PDEATHSIG = 1
+LOWEST = 19
 
 
 class Ended(NamedTuple):
-    """How a child ended. code: exit status, or minus the signal. report: at most one read above the limit."""
+    """How a child ended. code: exit status, or minus the signal. report: at most one read above the limit.
+
+    cancelled: it was not waited for until its end, nor until time was up.
+    """
 
     code: int
     report: bytes
     output: bytes
     timed_out: bool
+    cancelled: bool = False
 
     @property
     def last_line(self) -> str:
@@ -59,8 +64,19 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def run(command: Sequence[str], *arguments: str, timeout_s: float) -> Ended:
-    """Run Python with a command as (-m, MODULE) and its arguments; nothing of it is left afterwards. Raises OSError."""
+def run(
+    command: Sequence[str],
+    *arguments: str,
+    timeout_s: float,
+    stdin: IO[bytes] | None = None,
+    yielding: bool = False,
+    cancel: int = -1,
+) -> Ended:
+    """Run Python with a command as (-m, MODULE) and its arguments; nothing of it is left afterwards.
+
+    yielding: it gets only the processor time that nobody else wants, and is the first to go when memory runs out.
+    cancel: a descriptor; once it can be read, the child is ended. Raises OSError.
+    """
     deadline_s = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory(prefix="edge-runtime-", ignore_cleanup_errors=True) as folder:
         read_fd, write_fd = os.pipe()
@@ -70,7 +86,7 @@ def run(command: Sequence[str], *arguments: str, timeout_s: float) -> Ended:
                     [sys.executable, "-B", *command, str(write_fd), str(os.getpid()), *arguments],
                     cwd=folder,
                     env=_environment(folder),
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin or subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     pass_fds=(write_fd,),
@@ -78,25 +94,43 @@ def run(command: Sequence[str], *arguments: str, timeout_s: float) -> Ended:
                 )
             try:
                 with cast("IO[bytes]", process.stdout) as printed:
-                    reported, output, timed_out = _listen(report.fileno(), printed.fileno(), deadline_s)
+                    if yielding:
+                        _give_way(process.pid)
+                    found = _listen(report.fileno(), printed.fileno(), deadline_s, cancel)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # before it is waited for: until then the number is its own
                 code = process.wait()
-    return Ended(code, reported, output, timed_out)
+    return found._replace(code=code)
 
 
-def _listen(report: int, printed: int, deadline_s: float) -> tuple[bytes, bytes, bool]:
-    """What comes through both until they are closed, and whether that was too late; less when too much is reported."""
+def _give_way(pid: int) -> None:
+    """Raises OSError where priorities may not be changed. A session has a priority of its own among sessions, too."""
+    with suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, LOWEST)
+        if sys.platform == "linux":
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    for name, value in (("autogroup", LOWEST), ("oom_score_adj", 1000)):
+        with suppress(OSError):  # not every system has them
+            Path(f"/proc/{pid}/{name}").write_text(str(value))
+
+
+def _listen(report: int, printed: int, deadline_s: float, cancel: int) -> Ended:
+    """What comes through both until they are closed, and whether that was too late; less when too much is reported.
+
+    The code is not known yet.
+    """
     reported, output = b"", b""
     with selectors.DefaultSelector() as selector:
-        for fd in (report, printed):
+        for fd in (report, printed, cancel)[: 2 + (cancel >= 0)]:
             selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map() and len(reported) <= REPORT_BYTES:
+        while len(selector.get_map()) > (cancel >= 0) and len(reported) <= REPORT_BYTES:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                return reported, output, True
+                return Ended(0, reported, output, timed_out=True)
             for key, _ in selector.select(left_s):
+                if key.fd == cancel:
+                    return Ended(0, reported, output, timed_out=False, cancelled=True)
                 chunk = os.read(key.fd, READ_BYTES)
                 if not chunk:
                     selector.unregister(key.fd)
@@ -104,7 +138,7 @@ def _listen(report: int, printed: int, deadline_s: float) -> tuple[bytes, bytes,
                     reported += chunk
                 else:
                     output = (output + chunk)[-OUTPUT_BYTES:]
-    return reported, output, False
+    return Ended(0, reported, output, timed_out=False)
 
 
 def _environment(folder: str) -> dict[str, str]:

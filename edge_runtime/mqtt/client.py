@@ -325,6 +325,7 @@ def make_client(
     subscriptions: Sequence[Subscription] = (),
     receive_maximum: int | None = None,
     had_session: bool = False,
+    keeps_session: bool = True,
     stale: Sequence[str] = (),
     retained: bool = False,
     presence: Presence | None = None,
@@ -337,6 +338,7 @@ def make_client(
 
     receive_maximum: QoS 1 messages the broker may have unacknowledged with us, where not the settings' own; MQTT 3.1.1
     cannot tell it. had_session: an earlier process had a session under this client id, which the broker should hold.
+    keeps_session: this one is to outlive its connections; else it is no loss when the broker knows it no more.
     stale: filters it subscribed to that are wanted no more: the broker is asked to drop them, until it has answered.
     retained: the broker is to send what it has retained, too; on MQTT 3.1.1 it always does.
     presence: of the node, on one of its connections only; sets the last will and says "stopped" at the end.
@@ -357,7 +359,7 @@ def make_client(
         link=link,
         queue=queue,
         traffic=make_traffic(settings, client_id, link=link, queue=queue, counters=counters, now_ns=now_ns),
-        outcomes=Outcomes(settings, client_id, counters, had_session=had_session),
+        outcomes=Outcomes(settings, client_id, counters, had_session=had_session, keeps_session=keeps_session),
         backoff=backoff,
         counters=counters,
         subscriptions=subscriptions,

@@ -26,12 +26,15 @@ class Outcomes:
     lost_at: as transport.Client has it.
     """
 
-    def __init__(self, settings: MqttSettings, client_id: str, counters: Counters, *, had_session: bool) -> None:
-        """had_session: as make_client has it."""
+    def __init__(
+        self, settings: MqttSettings, client_id: str, counters: Counters, *, had_session: bool, keeps_session: bool
+    ) -> None:
+        """had_session, keeps_session: as make_client has them."""
         self._endpoint = parse_url(settings.url)
         self.facts = {"host": self._endpoint.host, "port": self._endpoint.port, "client_id": client_id}
         self.refusal = self.problem = ""
-        self._settings, self._counters, self._had_session = settings, counters, had_session
+        self._settings, self._counters = settings, counters
+        self._had_session, self._keeps_session = had_session, keeps_session
         self._farewell = self._reported = ""
         self._said = self._closed = self.lost_at = 0
         self._unexplained = False
@@ -72,7 +75,7 @@ class Outcomes:
             self._counters.sessions_lost += 1
             self.lost_at = epoch
             log.warning("mqtt_session_lost", extra={**self.facts, "first_connect": not self._counters.connects})
-        self._had_session = True
+        self._had_session = self._keeps_session
         self._counters.connects += 1
 
     def ended(self, reason: str, *, connected: bool, lasted: bool, wait_s: float) -> None:

@@ -260,6 +260,16 @@ class Tree(msgspec.Struct, frozen=True):
     def events(self) -> str:
         return f"{self.base}/events"
 
+    @property
+    def bench(self) -> str:
+        """Where requests to measure a candidate come in."""
+        return f"{self.base}/cmd/bench"
+
+    @property
+    def reply(self) -> str:
+        """What answers go below: a requester names a topic of its own there."""
+        return f"{self.base}/reply"
+
     def out(self, pipeline: str, stream: str) -> str:
         return f"{self._pipeline(pipeline)}/out/{stream}"
 

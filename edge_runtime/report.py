@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # so that a command loads only what it reports on
     from edge_runtime.model.bench import Advice, BenchReport
     from edge_runtime.model.bundle import Bundle
     from edge_runtime.model.gate import GateReport
-    from edge_runtime.model.manifest import StateSpec
+    from edge_runtime.model.manifest import Manifest, StateSpec
     from edge_runtime.record import RecordSummary
     from edge_runtime.replay import PublishSummary, ReplaySummary
 
@@ -173,6 +173,7 @@ def bundle(found: Bundle) -> str:
         *(("state", f"{s.input} {s.shape} -> {s.output}, {_joined_along(s)}") for s in manifest.states),
         *(("scalar", f"{s.name} = {s.value:g} ({s.dtype})") for s in manifest.scalars),
         ("golden", f"{len(found.golden.inputs)} vectors, tolerance {manifest.tolerances['default'].absolute:g}"),
+        *(("parity", _claimed(family, manifest)) for family in sorted(manifest.parity)),
         ("model", f"{len(found.model) / 1024:.1f} kB"),
         ("recipe", f"{manifest.provenance.recipe}, seed {manifest.provenance.seed}"),
         *(("step", step) for step in manifest.provenance.steps),
@@ -180,6 +181,11 @@ def bundle(found: Bundle) -> str:
     width = max(len(name) for name, _ in facts)
     lines = [*(f"{name:<{width}}  {fact}" for name, fact in facts), "", *found.card.rstrip().split("\n")]
     return "\n".join(map(printable, lines))
+
+
+def _claimed(family: str, manifest: Manifest) -> str:
+    claim, allowed = manifest.parity[family], manifest.tolerances[family].absolute
+    return f"{family}: {claim.how}, differs by {claim.from_default:.2g} from the golden vectors, tolerance {allowed:g}"
 
 
 def _joined_along(state: StateSpec) -> str:

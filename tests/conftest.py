@@ -15,6 +15,7 @@ from scripted import Scripted
 from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.client import make_client as new_client
 from edge_runtime.mqtt.settings import MqttSettings
+from export import families
 
 StartBroker = Callable[..., Broker]
 
@@ -27,6 +28,18 @@ def _logging_as_before() -> Iterator[None]:
     yield
     root.setLevel(level)
     root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def _without_emulators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing runs no emulated processor, which takes seconds, but for tests that ask for `emulators`."""
+    if "emulators" not in request.fixturenames:
+        monkeypatch.setattr(families, "EMULATORS", {})
+
+
+@pytest.fixture
+def emulators() -> None:
+    """Packing measures what a user's packing measures."""
 
 
 @pytest.fixture

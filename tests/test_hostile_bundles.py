@@ -279,7 +279,7 @@ def test_a_manifest_that_lies_about_the_model_is_refused(path: Path, lie: dict, 
 def test_golden_vectors_that_do_not_come_out_are_refused(path: Path) -> None:
     hostile.bundle_that_expects(path, np.full((2, 2), 1.5))
 
-    assert refused(path, "session") == "golden vectors: outputs differ by 0.5, allowed 1e-05"
+    assert refused(path, "session") == "golden vectors: outputs differ by 0.5, allowed 1e-05 (default)"
 
 
 def test_nan_weights_are_refused_even_when_nan_is_what_the_bundle_expects(path: Path) -> None:
@@ -287,7 +287,7 @@ def test_nan_weights_are_refused_even_when_nan_is_what_the_bundle_expects(path: 
     model = hostile.model_with([helper.make_node("Identity", ["nan"], ["extra"])], [nan])
     hostile.bundle_that_expects(path, np.full((2, 2), np.nan), model)
 
-    assert refused(path, "session") == "golden vectors: outputs differ by nan, allowed 1e-05"
+    assert refused(path, "session") == "golden vectors: outputs differ by nan, allowed 1e-05 (default)"
 
 
 def test_nan_for_a_sensor_at_rest_is_refused(path: Path) -> None:

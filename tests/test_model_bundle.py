@@ -12,8 +12,11 @@ import pytest
 from bundles import means_manifest, means_model, write_means_bundle
 
 from edge_runtime.errors import BundleError
-from edge_runtime.model.bundle import read
-from edge_runtime.model.manifest import Tolerance
+from edge_runtime.model.bundle import read, write
+from edge_runtime.model.manifest import Parity, Tolerance
+
+CLAIM = {"how": "measured here", "from_default": 0.5, "from_float32": None}
+WINDOWS, MEANS = np.ones((2, 4, 2), np.float32), np.ones((2, 2), np.float32)
 
 
 @pytest.fixture
@@ -118,6 +121,10 @@ def test_a_member_that_is_not_what_the_manifest_hashed_is_named(path: Path) -> N
         ({"tolerances": {}}, "no default tolerance"),
         ({"output__kind": "error"}, "error without a threshold"),
         ({"output__kind": "error", "threshold": 1.0}, "error with labels"),
+        ({"tolerances__neon": {"absolute": 1.0}}, r"tolerances for the families \['neon'\], parity for \[\]"),
+        ({"parity": {"neon": CLAIM}}, r"tolerances for the families \[\], parity for \['neon'\]"),
+        ({"tolerances__sse": {"absolute": 1.0}, "parity": {"sse": CLAIM}}, r"parity for \['sse'\], known families are"),
+        ({"parity": {"neon": {**CLAIM, "how": "x" * 201}}}, "length <= 200"),
         ({"surprise": 1}, "surprise"),
         ({"labels": "no list"}, "labels"),
     ],
@@ -154,6 +161,68 @@ def test_members_that_are_missing_extra_or_malformed_are_refused(path: Path, mem
     rewrite(path, **members)
 
     with pytest.raises(BundleError, match=words):
+        read(path)
+
+
+def with_neon(path: Path) -> Path:
+    """The bundle claims neon; its golden file holds nothing of it yet."""
+    claims = changed_manifest(path, tolerances__neon={"absolute": 1.0}, parity={"neon": CLAIM})
+    rewrite(path, manifest_json=claims)
+    return path
+
+
+def test_outputs_of_a_family_are_read_beside_the_default(path: Path) -> None:
+    rewrite(with_neon(path), golden_npz=npz(inputs=WINDOWS, outputs=MEANS, outputs_neon=MEANS * 1.5))
+
+    golden = read(path).golden
+    assert golden.expected("neon").tolist() == [[1.5, 1.5]] * 2
+    assert golden.expected("avx2").tolist() == golden.outputs.tolist() == [[1.0, 1.0]] * 2
+
+
+def test_outputs_of_families_are_written_as_they_are_read(path: Path, tmp_path: Path) -> None:
+    rewrite(with_neon(path), golden_npz=npz(inputs=WINDOWS, outputs=MEANS, outputs_neon=MEANS * 1.5))
+    made = read(path)
+
+    for name in ("one.edge", "two.edge"):
+        write(tmp_path / name, made.manifest, model=made.model, golden=made.golden, reference=made.reference, card="")
+
+    again = read(tmp_path / "one.edge")
+    assert again.manifest.parity == {"neon": Parity("measured here", 0.5)}
+    assert np.array_equal(again.golden.family_outputs["neon"], made.golden.family_outputs["neon"])
+    assert (tmp_path / "one.edge").read_bytes() == (tmp_path / "two.edge").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"outputs_sse": MEANS}, r"holds \['inputs.npy', 'outputs.npy', 'outputs_sse.npy'\], wanted"),
+        ({"outputs_": MEANS}, "holds .*wanted"),
+        ({"outputs_default": MEANS}, "holds .*wanted"),
+        ({"inputs_neon": WINDOWS}, "holds .*wanted"),
+        ({"outputs_avx2": MEANS}, "outputs of avx2 are there, manifest.json says nothing of how"),
+        ({"outputs_neon": MEANS[:1]}, r"outputs of neon are \(1, 2\), wanted \(2, 2\) as by default"),
+        ({"outputs_neon": MEANS.reshape(2, 2, 1)}, r"outputs of neon are \(2, 2, 1\), wanted \(2, 2\)"),
+        ({"outputs_neon": MEANS * np.nan}, "outputs of neon hold NaN or infinity"),
+        ({"outputs_neon": MEANS * np.float32(np.inf)}, "outputs of neon hold NaN or infinity"),
+        ({"outputs_neon": MEANS.astype(np.float64)}, "an array of float64"),
+        ({"outputs_neon": np.asfortranarray(np.eye(2, dtype=np.float32) + 1)}, "wanted float32 in C order"),
+        ({"outputs_neon": np.array([print, print], dtype=object)}, "not version 1.0|golden.npz is malformed"),
+    ],
+)
+def test_outputs_of_a_family_are_held_to_the_rules_of_the_others(path: Path, arrays: dict, words: str) -> None:
+    rewrite(with_neon(path), golden_npz=npz(inputs=WINDOWS, outputs=MEANS, **arrays))
+
+    with pytest.raises(BundleError, match=words):
+        read(path)
+
+
+def test_outputs_of_a_family_that_are_there_twice_are_refused(path: Path) -> None:
+    golden = io.BytesIO(npz(inputs=WINDOWS, outputs=MEANS, outputs_neon=MEANS))
+    with zipfile.ZipFile(golden, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("outputs_neon.npy", b"")
+    rewrite(with_neon(path), golden_npz=golden.getvalue())
+
+    with pytest.raises(BundleError, match="holds .*wanted"):
         read(path)
 
 

@@ -26,8 +26,10 @@ from edge_runtime.config import load
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.model import child as runner
 from edge_runtime.model import gate as room
-from edge_runtime.model.bundle import Bundle, read
-from edge_runtime.model.gate import CHECKS, GateReport, GateSettings, gate, proven
+from edge_runtime.model.bundle import Bundle, read, write
+from edge_runtime.model.family import FAMILIES, numeric_family
+from edge_runtime.model.gate import CHECKS, Check, GateReport, GateSettings, gate, proven
+from edge_runtime.model.manifest import Parity, Tolerance
 from edge_runtime.model.onnx_graph import read_facts
 from edge_runtime.model.policy import MICROSOFT_OPERATORS, SESSION_ENTRIES, objections
 from edge_runtime.model.session import SessionSettings
@@ -74,9 +76,56 @@ def test_a_sound_bundle_passes_every_check_and_the_report_says_on_what(path: Pat
     assert all(check.ok and check.detail for check in report.checks)
     assert (report.bundle, report.digest, report.model) == (str(path), read(path).digest, "means@1.0.0")
     assert (report.edge_runtime, report.onnxruntime) == (edge_runtime.__version__, onnxruntime.__version__)
-    assert report.session == SessionSettings()
+    assert (report.session, report.family) == (SessionSettings(), numeric_family())
     assert 0 < report.p95_ms < 1000
     assert 10 < report.peak_rss_mb < 1200
+
+
+def test_the_report_says_whose_golden_outputs_were_met(path: Path) -> None:
+    here = numeric_family() or "this processor or provider"
+    assert f"(default, nothing was measured for {here})" in session_check(path).detail
+
+    if here not in FAMILIES:
+        pytest.skip("this processor is of no numeric family")
+    certified(path, here, outputs={})
+    assert f"differ by 0, allowed 0.001 ({here}, measured on a bench)" in session_check(path).detail
+
+
+def test_golden_outputs_of_this_family_that_were_tampered_with_are_refused(path: Path) -> None:
+    here = numeric_family()
+    if not here:
+        pytest.skip("this processor is of no numeric family")
+    outputs = read(path).golden.outputs.copy()
+    outputs[3, 1] += 0.002
+    certified(path, here, outputs={here: outputs})
+
+    check = session_check(path)
+    assert not check.ok
+    assert check.detail == f"golden vectors: outputs differ by 0.002, allowed 0.001 ({here})"
+
+
+def test_golden_outputs_of_another_family_do_not_count_here(path: Path) -> None:
+    other = next(family for family in FAMILIES if family != numeric_family())
+    certified(path, other, outputs={other: read(path).golden.outputs + 1})
+
+    assert session_check(path).ok
+
+
+def certified(path: Path, family: str, *, outputs: dict) -> None:
+    """Write the bundle again with a claim for a family, and outputs of its own."""
+    made = read(path)
+    manifest = msgspec.structs.replace(
+        made.manifest,
+        tolerances={**made.manifest.tolerances, family: Tolerance(0.001)},
+        parity={family: Parity("measured on a bench", 0.0)},
+    )
+    golden = msgspec.structs.replace(made.golden, family_outputs=outputs)
+    write(path, manifest, model=made.model, golden=golden, reference=made.reference, card=made.card)
+
+
+def session_check(path: Path) -> Check:
+    (found,) = [check for check in gate(path).checks if check.name == "session"]
+    return found
 
 
 def test_the_child_sees_an_empty_folder_a_bare_environment_and_its_limits(
@@ -167,7 +216,10 @@ def test_a_bundle_is_proven_once_and_the_kept_report_is_trusted(
 
 @pytest.mark.parametrize(
     "change",
-    [{"ok": False}, {"digest": "0" * 64}, {"edge_runtime": "0"}, {"onnxruntime": "0"}, {"session": {}}, None],
+    [
+        *({"ok": False}, {"digest": "0" * 64}, {"edge_runtime": "0"}, {"onnxruntime": "0"}),
+        *({"family": "another"}, {"session": {}}, None),
+    ],
     ids=str,
 )
 def test_a_kept_report_of_something_else_is_not_trusted(

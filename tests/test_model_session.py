@@ -18,7 +18,6 @@ from edge_runtime.model.manifest import OutputSpec
 from edge_runtime.model.session import (
     Session,
     SessionSettings,
-    has_vnni,
     load_onnxruntime,
     reconstruction_error,
     softmax,
@@ -238,17 +237,6 @@ def test_no_telemetry_leaves_the_device(tmp_path: Path) -> None:
 
     assert found.stdout.strip() == "1"
     assert list(tmp_path.rglob("*")) == []
-
-
-@pytest.mark.parametrize(
-    ("flags", "found"),
-    [("fpu avx2 avx512f avx512_vnni", True), ("fpu avx2 avx_vnni", True), ("fpu avx2 avx512f", False), ("", False)],
-)
-def test_exact_int8_is_asked_for_where_the_processor_would_saturate(tmp_path: Path, flags: str, found: bool) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-
-    assert has_vnni(tmp_path / "cpuinfo") is found
-    assert not has_vnni(tmp_path / "missing")
 
 
 def test_the_layout_decides_the_shape() -> None:

@@ -14,11 +14,13 @@ import re
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError
+from edge_runtime.model.family import FAMILIES
 from edge_runtime.model.manifest import FileEntry, Manifest, Reference, contradictions
 from edge_runtime.model.policy import judge
 from edge_runtime.records import Floats
@@ -28,6 +30,8 @@ MEMBERS = (MODEL, GOLDEN, REFERENCE, CARD)
 MAX_BUNDLE_BYTES = 512 * 1024 * 1024
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 """Of the manifest, the reference and the card each."""
+INPUTS, OUTPUTS = "inputs.npy", "outputs.npy"
+FAMILY_OUTPUTS = {f"outputs_{family}.npy": family for family in FAMILIES}
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 NPY_HEADER = re.compile(
     rb"\{'descr': '([<>|][a-zA-Z][0-9]*)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n"
@@ -35,10 +39,19 @@ NPY_HEADER = re.compile(
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """inputs: (n, ...) in the model's layout. outputs: (n, ...) the graph's output for them."""
+    """Windows, and what the graph must return for them.
+
+    inputs: (n, ...) in the model's layout. outputs: (n, ...). family_outputs: numeric family to its own (n, ...), of
+    those that were measured and differ in any bit.
+    """
 
     inputs: Floats
     outputs: Floats
+    family_outputs: dict[str, Floats] = {}
+
+    def expected(self, family: str) -> Floats:
+        """What a CPU of this family must return; (n, ...)."""
+        return self.family_outputs.get(family, self.outputs)
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -106,7 +119,10 @@ def write(path: Path, manifest: Manifest, *, model: bytes, golden: Golden, refer
     Equal inputs give equal bytes: members are stored in a fixed order with a fixed time.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, inputs=golden.inputs, outputs=golden.outputs)
+    of_families: dict[str, Any] = {
+        f"outputs_{name}": golden.family_outputs[name] for name in sorted(golden.family_outputs)
+    }
+    np.savez(buffer, inputs=golden.inputs, outputs=golden.outputs, **of_families)
     contents = {MODEL: model, GOLDEN: buffer.getvalue(), REFERENCE: encode(reference), CARD: card.encode()}
     files = {name: FileEntry(hashlib.sha256(body).hexdigest(), len(body)) for name, body in contents.items()}
     final = msgspec.structs.replace(manifest, files=files)
@@ -182,11 +198,13 @@ def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             names = sorted(archive.namelist())
-            if names != ["inputs.npy", "outputs.npy"]:
-                raise ValueError(f"holds {names}, wanted inputs.npy and outputs.npy")
+            own = [name for name in FAMILY_OUTPUTS if name in names]
+            if names != sorted([INPUTS, OUTPUTS, *own]):
+                raise ValueError(f"holds {names}, wanted {INPUTS}, {OUTPUTS} and at most {', '.join(FAMILY_OUTPUTS)}")
             if problem := _lies(archive.infolist(), len(raw)):
                 raise ValueError(problem)
-            golden = Golden(_floats(archive.read("inputs.npy")), _floats(archive.read("outputs.npy")))
+            family_outputs = {FAMILY_OUTPUTS[name]: _floats(archive.read(name)) for name in own}
+            golden = Golden(_floats(archive.read(INPUTS)), _floats(archive.read(OUTPUTS)), family_outputs)
     except (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(str(path), f"{GOLDEN} is malformed: {error}") from error
     wanted = manifest.input.shape()
@@ -195,7 +213,19 @@ def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
     if golden.outputs.ndim < 2 or len(golden.outputs) != len(golden.inputs):
         shapes = f"outputs are {golden.outputs.shape} for {len(golden.inputs)} inputs"
         raise BundleError(str(path), f"{GOLDEN}: {shapes}, wanted (n, ...)")
+    for family, outputs in golden.family_outputs.items():
+        if problem := _family_problem(manifest, family, outputs, like=golden.outputs):
+            raise BundleError(str(path), f"{GOLDEN}: outputs of {family} {problem}")
     return golden
+
+
+def _family_problem(manifest: Manifest, family: str, outputs: Floats, *, like: Floats) -> str:
+    """What is wrong with the outputs that a family has of its own, "" when nothing is."""
+    if family not in manifest.parity:
+        return f"are there, {MANIFEST} says nothing of how they were measured"
+    if outputs.shape != like.shape:
+        return f"are {outputs.shape}, wanted {like.shape} as by default"
+    return "" if np.isfinite(outputs).all() else "hold NaN or infinity"
 
 
 def _floats(raw: bytes) -> Floats:

@@ -19,7 +19,7 @@ import edge_runtime
 from edge_runtime.errors import BundleError
 from edge_runtime.model import child, kept
 from edge_runtime.model.bundle import Bundle, parse, read_bytes
-from edge_runtime.model.session import SessionSettings, load_onnxruntime
+from edge_runtime.model.session import SessionSettings, family_of, load_onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Order(msgspec.Struct, frozen=True):
 class GateReport(msgspec.Struct, frozen=True):
     """reason: one sentence saying what was found and what was allowed, "" when ok. digest: sha256 of the bundle.
 
+    family: numeric family of this CPU, "" for one of none, and where another provider computes.
     digest, model, onnxruntime, p95_ms, peak_rss_mb stay empty when the bundle was refused before they were known.
     Every text is safe to print, whatever the bundle made the child say.
     """
@@ -92,6 +93,7 @@ class GateReport(msgspec.Struct, frozen=True):
     model: str
     edge_runtime: str
     onnxruntime: str
+    family: str
     session: SessionSettings
     settings: GateSettings
     checks: tuple[Check, ...]
@@ -112,8 +114,8 @@ def proven(path: Path, settings: GateSettings, *, session: SessionSettings, stat
     place = state_dir / "gate" / f"{digest[:32]}-{ran_as[:16]}.json"
     found = _kept_report(place)
     if found is None or (
-        (found.ok, found.digest, found.edge_runtime, found.onnxruntime, found.session, found.settings)
-        != (True, digest, *versions, session, settings)
+        (found.ok, found.digest, found.edge_runtime, found.onnxruntime, found.family, found.session, found.settings)
+        != (True, digest, *versions, family_of(session), session, settings)
     ):
         report = gate(path, settings, session=session, digest=digest)
         _keep(place, report)
@@ -158,6 +160,7 @@ def gate(
         model=proof.model if proof else "",
         edge_runtime=edge_runtime.__version__,
         onnxruntime=proof.onnxruntime if proof else "",
+        family=family_of(session),
         session=session,
         settings=settings,
         checks=tuple(checks),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from edge_runtime.model.family import FAMILIES
 from edge_runtime.records import InputSpec
 
 SCHEMA = 1
+DEFAULT = "default"
 NAME_PATTERN = "[A-Za-z0-9_-]{1,64}"
 VERSION_PATTERN = r"[0-9]+\.[0-9]+\.[0-9]+"
 RATES_HZ = (1e-6, 1e9)
+MAX_HOW_CHARACTERS = 200
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
 OutputKind = Literal["scores", "logits", "probability", "reconstruction", "error"]
@@ -68,6 +71,18 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     absolute: float
 
 
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the expected outputs of a numeric family came about.
+
+    how: in words. from_default: their largest difference to the default outputs, from_float32: to what the float32
+    model gives, None without one; both absolute, in units of the output.
+    """
+
+    how: Annotated[str, msgspec.Meta(max_length=MAX_HOW_CHARACTERS)]
+    from_default: float
+    from_float32: float | None = None
+
+
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the export was asked to keep. max_drop: of the metric, absolute. None = not asked."""
 
@@ -90,7 +105,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     labels: one per score; empty for a reconstruction. threshold: of the reconstruction error above which
     a window is an anomaly. session: extra ONNX Runtime session config entries. tolerances: numeric family
-    ("default" is always there) to how exactly the golden outputs must be met.
+    ("default" is always there) to how exactly the golden outputs must be met. parity: numeric family to how its were
+    measured; a family that is not listed was not, and nothing is claimed for it but the default.
     states, scalars: the graph's inputs beside the window; a model with states is a streaming model, and its golden
     vectors are consecutive windows of one stream.
     """
@@ -110,10 +126,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budgets: Budgets = Budgets()
     states: tuple[StateSpec, ...] = ()
     scalars: tuple[ScalarInput, ...] = ()
+    parity: dict[str, Parity] = {}
 
     @property
     def model_id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def certified(self, family: str) -> str:
+        """The name under which this family's golden outputs and tolerance stand: its own, or "default"."""
+        return family if family in self.parity else DEFAULT
 
 
 class Histogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,7 +171,7 @@ def contradictions(manifest: Manifest) -> list[str]:
         (not RATES_HZ[0] <= (spec.rate_hz or 1.0) <= RATES_HZ[1], f"rate_hz {spec.rate_hz}, wanted {RATES_HZ}"),
         (spec.layout == "NT" and len(spec.channels) != 1, f"layout NT with {len(spec.channels)} channels, wanted 1"),
         (not 0 <= spec.lead_in < spec.length, f"lead_in {spec.lead_in}, wanted 0 to {spec.length - 1}"),
-        ("default" not in manifest.tolerances, "no default tolerance"),
+        (DEFAULT not in manifest.tolerances, "no default tolerance"),
         (len(set(manifest.labels)) != len(manifest.labels), f"labels repeat: {manifest.labels}"),
         (
             manifest.output.kind in ERROR_KINDS and manifest.threshold is None,
@@ -166,7 +187,8 @@ def contradictions(manifest: Manifest) -> list[str]:
         (scalar.shape not in {(), (1,)}, f"scalar {scalar.name}: shape {scalar.shape}, wanted () or (1,)")
         for scalar in manifest.scalars
     ]
-    return [fact for wrong, fact in problems if wrong] + _state_problems(manifest.states)
+    found = [fact for wrong, fact in problems if wrong]
+    return found + _parity_problems(manifest) + _state_problems(manifest.states)
 
 
 def _holds(scalar: ScalarInput) -> bool:
@@ -181,6 +203,14 @@ def _holds(scalar: ScalarInput) -> bool:
 def _inputs_repeat(manifest: Manifest) -> bool:
     names = [manifest.input.name, *(s.input for s in manifest.states), *(s.name for s in manifest.scalars)]
     return len(set(names)) != len(names)
+
+
+def _parity_problems(manifest: Manifest) -> list[str]:
+    named, measured = sorted(set(manifest.tolerances) - {DEFAULT}), sorted(manifest.parity)
+    if named != measured:
+        return [f"tolerances for the families {named}, parity for {measured}, wanted the same"]
+    unknown = [family for family in measured if family not in FAMILIES]
+    return [f"parity for {unknown}, known families are {', '.join(FAMILIES)}"] if unknown else []
 
 
 def _state_problems(states: tuple[StateSpec, ...]) -> list[str]:

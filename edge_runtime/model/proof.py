@@ -35,7 +35,7 @@ from edge_runtime.model.gate import (
     too_much_memory,
 )
 from edge_runtime.model.policy import judge
-from edge_runtime.model.session import Session, load_onnxruntime
+from edge_runtime.model.session import Session, family_of, load_onnxruntime
 from edge_runtime.records import Floats
 
 OPEN_FILES = 256
@@ -148,12 +148,19 @@ def _check_policy(bundle: Bundle) -> Found[None]:
 
 def _check_session(bundle: Bundle, order: Order) -> Found[Session]:
     session = Session(bundle, order.session)
-    allowed = bundle.manifest.tolerances["default"].absolute
+    allowed = bundle.manifest.tolerances[session.family].absolute
     vectors = len(bundle.golden.inputs)
     return session, (
         f"loads, inputs and outputs as the manifest says, {vectors} golden vectors differ by "
-        f"{session.golden_error:.3g}, allowed {allowed:.3g}"
+        f"{session.golden_error:.3g}, allowed {allowed:.3g} ({_measured(bundle, session, order)})"
     )
+
+
+def _measured(bundle: Bundle, session: Session, order: Order) -> str:
+    """Whose golden outputs they are."""
+    if claim := bundle.manifest.parity.get(session.family):
+        return f"{session.family}, {claim.how}"
+    return f"default, nothing was measured for {family_of(order.session) or 'this processor or provider'}"
 
 
 def _check_finite(bundle: Bundle, session: Session) -> Found[None]:

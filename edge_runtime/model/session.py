@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import BundleError, DependencyError, ModelError, ProviderError
-from edge_runtime.model.bundle import Bundle, Golden
+from edge_runtime.model.bundle import Bundle
+from edge_runtime.model.family import CPUINFO, UNKNOWN, numeric_family
 from edge_runtime.model.manifest import OutputKind
 from edge_runtime.model.signature import check_outputs, check_signature
 from edge_runtime.records import Floats, State
@@ -34,8 +35,7 @@ FIXED_ENTRIES = {
     "session.inter_op.allow_spinning": "0",
 }
 EXACT_INT8 = {"session.x64quantprecision": "1"}
-CPUINFO = Path("/proc/cpuinfo")
-VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
+"""Set but on VNNI, which is exact without it and whose convolutions it makes slower."""
 
 
 class SessionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,8 +65,10 @@ def load_onnxruntime() -> ModuleType:
         ) from error
 
 
-def create(model: bytes, *, settings: SessionSettings, entries: dict[str, str]) -> onnxruntime.InferenceSession:
-    """An inference session for ONNX bytes. entries: session config entries of the bundle.
+def create(
+    model: bytes, *, settings: SessionSettings, entries: dict[str, str], cpuinfo: Path = CPUINFO
+) -> onnxruntime.InferenceSession:
+    """An inference session for ONNX bytes. entries: session config entries of the bundle; none makes int8 inexact.
 
     Raises ProviderError when the provider is not the one asked for, ModelError when the model is refused.
     """
@@ -82,9 +84,9 @@ def create(model: bytes, *, settings: SessionSettings, entries: dict[str, str]) 
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    exact_int8 = {} if has_vnni() else EXACT_INT8
+    exact_int8 = {} if numeric_family(cpuinfo) == "vnni" else EXACT_INT8
     try:
-        for key, value in {**exact_int8, **entries, **FIXED_ENTRIES}.items():
+        for key, value in {**entries, **exact_int8, **FIXED_ENTRIES}.items():
             options.add_session_config_entry(key, value)
         session = ort.InferenceSession(model, options, providers=[settings.provider])
     except Exception as error:
@@ -95,18 +97,9 @@ def create(model: bytes, *, settings: SessionSettings, entries: dict[str, str]) 
     return session
 
 
-def has_vnni(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether this x86 multiplies int8 without saturating; False where that is not known.
-
-    Without VNNI int8 products are added in saturating 16 bit, unless ONNX Runtime is told to be exact; with it
-    exactness costs nothing, and the option only makes convolutions slower.
-    """
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return not VNNI_FLAGS.isdisjoint(flags)
+def family_of(settings: SessionSettings, cpuinfo: Path = CPUINFO) -> str:
+    """The numeric family that golden outputs are of: this CPU's where it computes, UNKNOWN for other providers."""
+    return numeric_family(cpuinfo) if settings.provider == CPU else UNKNOWN
 
 
 class _SingleRun:
@@ -147,18 +140,24 @@ class Session:
     """One model, loaded, checked against its manifest and proven on its golden vectors.
 
     is_streaming: the model carries a state from window to window of a stream: `step` does that. dynamic_batch: a run
-    may have several windows. infer_ns: median time of one window. Threads may predict at the same time.
+    may have several windows. family: numeric family whose golden outputs it met, or "default". infer_ns: median time
+    of one window. Threads may predict at the same time.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: SessionSettings, *, now_ns: Callable[[], int] = time.perf_counter_ns
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        *,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+        cpuinfo: Path = CPUINFO,
     ) -> None:
         """Raises BundleError when the model is not what the manifest says, ProviderError, DependencyError."""
         manifest = self.manifest = bundle.manifest
         self.settings = settings
         self.model_id = manifest.model_id
         try:
-            self._session = create(bundle.model, settings=settings, entries=manifest.session)
+            self._session = create(bundle.model, settings=settings, entries=manifest.session, cpuinfo=cpuinfo)
         except ProviderError:
             raise
         except ModelError as error:
@@ -173,6 +172,7 @@ class Session:
         self._single: _SingleRun | None = None
         self.runs = 0
         self._to_scores = SCORES[manifest.output.kind]
+        self.family = manifest.certified(family_of(settings, cpuinfo))
         self.golden_error = self._check_golden(bundle)
         self.infer_ns = self._measure(bundle.golden.inputs[:1], now_ns)
 
@@ -258,10 +258,10 @@ class Session:
 
         Raises BundleError when it exceeds the tolerance, or the model does not run.
         """
-        wanted = bundle.golden.outputs
+        inputs, wanted = bundle.golden.inputs, bundle.golden.expected(self.family)
         deviation = 0.0
         try:
-            runs = self._golden_streams(bundle.golden) if self.is_streaming else self._golden_batches(bundle.golden)
+            runs = self._golden_streams(inputs, wanted) if self.is_streaming else self._golden_batches(inputs, wanted)
         except Exception as error:
             raise BundleError(bundle.path, f"golden vectors do not run: {_first_line(error)}") from error
         for found, expected in runs:
@@ -269,26 +269,27 @@ class Session:
                 shapes = f"{found.dtype} {found.shape} for the golden vectors, wanted {wanted.dtype} {wanted.shape}"
                 raise BundleError(bundle.path, f"model returns {shapes}")
             deviation = float(np.maximum(deviation, np.max(np.abs(found - expected))))
-        allowed = bundle.manifest.tolerances["default"].absolute
+        allowed = bundle.manifest.tolerances[self.family].absolute
         if not deviation <= allowed:
-            raise BundleError(bundle.path, f"golden vectors: outputs differ by {deviation:.3g}, allowed {allowed:.3g}")
+            differ = f"outputs differ by {deviation:.3g}, allowed {allowed:.3g} ({self.family})"
+            raise BundleError(bundle.path, f"golden vectors: {differ}")
         check_outputs(bundle, wanted)
         return deviation
 
-    def _golden_batches(self, golden: Golden) -> list[tuple[Floats, Floats]]:
+    def _golden_batches(self, inputs: Floats, wanted: Floats) -> list[tuple[Floats, Floats]]:
         """Alone, in pairs and together: what came out, and what was wanted."""
-        one = golden.inputs[:1]
+        one = inputs[:1]
         if self.settings.provider == CPU and not self._scalars:
             self._single = _SingleRun(self._session, (self._input, one), (self._outputs[0], self._run_once(one)))
         steps = sorted({1, min(2, self._largest_batch), self._largest_batch})
-        return [(self._run_in_parts(golden.inputs, step), golden.outputs) for step in steps]
+        return [(self._run_in_parts(inputs, step), wanted) for step in steps]
 
-    def _golden_streams(self, golden: Golden) -> list[tuple[Floats, Floats]]:
+    def _golden_streams(self, inputs: Floats, wanted: Floats) -> list[tuple[Floats, Floats]]:
         """As one stream, and beside the same windows in reverse, whose states must not touch each other."""
-        alone, reverse = self._run_as_streams([golden.inputs])[0], golden.inputs[::-1]
+        alone, reverse = self._run_as_streams([inputs])[0], inputs[::-1]
         reverse_alone = self._run_as_streams([reverse])[0]
-        together, reverse_together = self._run_as_streams([golden.inputs, reverse])
-        return [(alone, golden.outputs), (together, golden.outputs), (reverse_together, reverse_alone)]
+        together, reverse_together = self._run_as_streams([inputs, reverse])
+        return [(alone, wanted), (together, wanted), (reverse_together, reverse_alone)]
 
     def _measure(self, one: Floats, now_ns: Callable[[], int]) -> int:
         """Median time of one window in ns, after the golden vectors have warmed the session up."""

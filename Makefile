@@ -1,9 +1,9 @@
-# make demo | test | check | bench | chaos: each sets up what it needs in .venv by itself.
+# make demo | test | check | bench | bench-export | chaos: each sets up what it needs in .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench chaos format clean
+.PHONY: demo test check bench bench-export chaos format clean
 
 demo: .venv/.device
 	$(BIN)/edge-runtime demo $(DEMO)
@@ -19,6 +19,9 @@ check: .venv/.full
 
 bench: .venv/.full
 	$(BIN)/python -m benchmarks
+
+bench-export: .venv/.full .venv/.nncf
+	$(BIN)/python -m benchmarks.compression $(COMPRESSION)
 
 chaos: .venv/.full
 	$(BIN)/python tests/faults/chaos.py $(CHAOS)
@@ -42,4 +45,10 @@ clean:
 	$(PIP) --no-deps silero-vad
 	rm -rf .venv/paho-oldest
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .venv/paho-oldest paho-mqtt==2.0.0
+	touch $@
+
+# A peer of bench-export, beside our environment and not in it.
+.venv/.nncf: benchmarks/compression/nncf.txt | .venv/.full
+	rm -rf .venv/nncf
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .venv/nncf --requirement benchmarks/compression/nncf.txt
 	touch $@

@@ -1,0 +1,126 @@
+"""The page made from the JSON lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.compression import sections, show
+from benchmarks.compression.families import FAMILIES
+from benchmarks.compression.figures import Figures
+from benchmarks.compression.records import Line, Searched, Timed, Trained, Where
+from benchmarks.figures import TRUSTED_SHARE
+from benchmarks.results import Machine
+
+HEAD = """\
+# Compression
+
+Made by `make bench-export` from `benchmarks/results/compression/*.jsonl`; do not edit. What `edge-export compress`
+finds for each family of models at default effort, and what others make of the same file with the same calibration
+windows. Every figure is of the ONNX file as a device gets it, on the machine below and on no other.
+"""
+
+HOW = """\
+## How to read it
+
+- *Size*: bytes of the float32 ONNX file over bytes of the other one, both as they ship (softmax at the end where the
+  network gives logits), nothing zipped; of the first fold, with the range over the folds where they differ. Gzip and
+  the bundle stand in each family's table.
+- *Drop*: float32's accuracy less the variant's on the same test windows, which neither training, calibration nor
+  search has seen; in points of 100. The interval (95 %) and McNemar's exact test are about pairs: only windows that one
+  of the two gets right count. Over all folds together each window is tested once, by the network of its fold; the
+  intervals take the windows as independent of each other. Where the metric is AUC, the drop is the mean over folds of
+  the difference, the interval by resampling windows within each fold.
+- The search runs on the first fold alone, and sees its validation windows; its budget is on the drop there with one
+  standard error on top. The chain of moves it chose is then done again on every other fold, fine-tuned to that
+  fold's own network, whatever comes out. A drop beyond the budget on the test windows is what a search on few
+  validation windows can do; it stays in the table.
+- *Speed*: float32 and the variant in turn in one process, one window, one thread, order shuffled; {processes}
+  processes each, which take turns with the other variants'. The ratio is the median over processes of each one's median
+  ratio; its interval (95 %) is that median's by ranks. Times are median (quartiles) over all rounds. The search's own
+  timings are shorter, taken as it goes, and only good to choose by.
+- *Peers*: the same float32 graph and the same calibration windows, at their defaults: `quantize_dynamic`,
+  `quantize_static` of ONNX Runtime, and both again after `quant_pre_process`, which its documentation recommends; NNCF
+  `nncf.quantize` on the ONNX model. Their defaults quantize a log-mel front-end too, which its range of powers does
+  not bear; so both are run once more with `nodes_to_exclude` and `ignored_scope` naming its nodes, which
+  `edge-export` knows by itself. `quant_pre_process` is run without its symbolic shape inference where that
+  fails. They neither prune nor train, and know no budget: what they give is where users
+  begin, not what these tools could do in expert hands. They are judged on the test windows of the first fold, and so
+  is the chosen one in those tables; one that fails says so in its row. A run of theirs is one window at a time.
+- A peer that leaves a layer in float32 keeps its accuracy and gains nothing: read size, drop and speed together.
+- `make bench-export` goes on where it was broken off; finished work lies in `.cache/compression`. With
+  `COMPRESSION='digits_gru --only timing --again timing'` it takes one family's times again.
+- Nothing here was measured on Arm. Int8 speed depends on the CPU's instructions (here: {numerics}).
+"""
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Markdown. Raises ValueError without a line."""
+    found = [figures for family in FAMILIES if (figures := Figures(family, lines)).lines]
+    asked = [figures for figures in found if figures.family.wanted]
+    others = [figures for figures in found if not figures.family.wanted]
+    parts = [HEAD, machine(lines), missing(found), "## What was asked for\n", show.table(asked)]
+    parts += ["### Other models\n", show.table(others)] if others else []
+    parts += ["## What others make of the same files\n", show.peers(found)]
+    parts += ["## How long the search takes\n", show.searches(found)]
+    parts += [sections.section(figures) for figures in found]
+    return "\n".join(part for part in [*parts, _how(lines)] if part)
+
+
+def machine(lines: Sequence[Line]) -> str:
+    """Where, with what, of which code and when. Raises ValueError without a line."""
+    if not lines:
+        raise ValueError("no results: run python -m benchmarks.compression")
+    places = [line for line in lines if isinstance(line, Where)]
+    machines = [place.machine for place in places]
+    versions = _distinct(", ".join(f"{name} {version}" for name, version in m.versions.items()) for m in machines)
+    dates = sorted(line.date for line in lines)
+    busiest = max(places, key=lambda place: place.others, default=None)
+    others = f"at most {busiest.others:.1%} of the cores ({busiest.family})" if busiest else "nothing was timed"
+    rows = [
+        ("machine", _distinct(_described(m) for m in machines) or _distinct(line.device for line in lines)),
+        ("versions", versions or "told with the timing"),
+        ("commit", _distinct(line.git for line in lines)),
+        ("date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
+        ("others during the timing", others),
+    ]
+    text = "".join(f"- {name}: {value}\n" for name, value in rows)
+    if disturbed := [place.family for place in places if place.others > TRUSTED_SHARE]:
+        text += (
+            f"\n**Others used more than {TRUSTED_SHARE:.0%} of the cores while {', '.join(disturbed)} was timed: those "
+            "times are not to be trusted.**\n"
+        )
+    if any(m.quick for m in machines):
+        text += "\n**A quick run: it shows that the benchmark works, its numbers mean nothing.**\n"
+    return text
+
+
+def missing(found: Sequence[Figures]) -> str:
+    """The families that are not in the results, or not whole."""
+    known = {figures.family.name for figures in found}
+    absent = [family.title for family in FAMILIES if family.name not in known]
+    partial = [figures.family.title for figures in found if not is_whole(figures)]
+    text = f"**Not measured: {'; '.join(absent)}.**\n" if absent else ""
+    return text + (f"\n**Not finished: {'; '.join(partial)}.**\n" if partial else "")
+
+
+def is_whole(figures: Figures) -> bool:
+    """Whether search, folds and timing are there; with nothing chosen there is nothing to repeat."""
+    searched: Searched | None = figures.searched
+    trained = len(figures.of(Trained))
+    return bool(searched and figures.of(Timed) and (not searched.chain or trained == figures.family.folds))
+
+
+def _how(lines: Sequence[Line]) -> str:
+    timed = [line for line in lines if isinstance(line, Timed)]
+    return HOW.format(
+        processes=" or ".join(sorted({str(line.processes) for line in timed})) or "no",
+        numerics=", ".join(sorted({line.numerics or "unknown" for line in timed})) or "not timed",
+    )
+
+
+def _described(found: Machine) -> str:
+    return f"{found.device}, {found.memory_gb} GB, {found.system}, kernel {found.kernel}"
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))

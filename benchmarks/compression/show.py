@@ -1,0 +1,158 @@
+"""The tables over all families: what was asked for, what others make, how long it took. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.compression.families import WANTED_S
+from benchmarks.compression.figures import ASKED, Figures, Part
+from benchmarks.compression.records import CHOSEN, FLOAT32, Judged, Timed
+from benchmarks.tables import table as markdown
+
+TITLES = {
+    FLOAT32: "float32",
+    CHOSEN: "`edge-export compress`",
+    "dynamic": "`quantize_dynamic`",
+    "dynamic-prepared": "`quantize_dynamic` after `quant_pre_process`",
+    "static": "`quantize_static`",
+    "static-prepared": "`quantize_static` after `quant_pre_process`",
+    "static-told": "`quantize_static`, front-end excluded",
+    "nncf": "NNCF",
+    "nncf-told": "NNCF, front-end ignored",
+}
+COMPARED = (CHOSEN, "dynamic", "static", "static-told", "nncf", "nncf-told")
+POINTS = 100
+ACCURACY = "accuracy"
+HEAD = ("", "times smaller", "drop [95 %]", "n", "p", "times faster [95 %]", "met")
+
+
+def table(found: Sequence[Figures]) -> str:
+    """One row a family: what was found of the chosen variant, what was wanted, and by how much it was met or missed."""
+    return markdown(HEAD, [_row(figures) for figures in found])
+
+
+def _row(figures: Figures) -> list[str]:
+    wanted, judged, timed = figures.family.wanted, figures.judged(CHOSEN, None), figures.timed(CHOSEN)
+    at_most = ""
+    if wanted:
+        limit = number(wanted.drop, figures.family.metric, sign=False)
+        at_most = f" (at most {limit})"
+    return [
+        f"[{figures.family.title}](#{anchor(figures.family.title)})",
+        _size(figures) + (f" (at least {wanted.size:g}x)" if wanted else ""),
+        drop(judged) + at_most if figures.family.is_judged else "not judged",
+        f"{judged.n:,}{_without(figures)}" if judged else "-",
+        probability(judged),
+        speed(timed) + (f" (at least {wanted.speed:g}x)" if wanted else ""),
+        met(figures),
+    ]
+
+
+def _without(figures: Figures) -> str:
+    failed = len(figures.failed(CHOSEN))
+    return f" (**without {failed} folds, where the chain fails**)" if failed else ""
+
+
+def _size(figures: Figures) -> str:
+    sizes = figures.sizes()
+    if not sizes:
+        return "-"
+    low, high = (f"{size(value)}" for value in (min(sizes), max(sizes)))
+    return size(sizes[0]) + ("" if low == high else f" ({low} to {high})")
+
+
+def met(figures: Figures) -> str:
+    """Yes or no, part by part by how much; of what was met, whether the whole interval was."""
+    if figures.family.wanted is None:
+        return "-"
+    parts = figures.parts()
+    if not parts:
+        searched = figures.searched
+        return "**no**: nothing better than float32 was found" if searched and not searched.chain else "not measured"
+    missed = [part for part in parts if not part.is_met]
+    margins = ", ".join(_margin(part, figures.family.metric) for part in (missed or parts))
+    if missed:
+        return f"**no**: {margins}"
+    if len(parts) < ASKED:
+        return f"not all measured: {margins}"
+    unsure = [part.name for part in parts if not part.is_sure]
+    beyond = f"; the interval of {' and '.join(unsure)} reaches beyond" if unsure else ""
+    return f"yes: {margins}{beyond}"
+
+
+def _margin(part: Part, metric: str) -> str:
+    if part.name == "drop":
+        return f"drop {number(-part.margin, metric)} of the limit"
+    return f"{part.name} {part.margin:+.2f}x"
+
+
+def peers(found: Sequence[Figures]) -> str:
+    """Times smaller, drop and times faster on the first fold; the families' own tables say more."""
+    rows = [[figures.family.title, *(_peer(figures, variant) for variant in COMPARED)] for figures in found]
+    return markdown(("smaller · drop · faster", *(TITLES[variant] for variant in COMPARED)), rows)
+
+
+def _peer(figures: Figures, variant: str) -> str:
+    failed, smaller, timed = figures.failed_first(variant), figures.smaller(variant), figures.timed(variant)
+    if smaller is None and timed is None:
+        return "failed" if failed else "-"
+    judged = figures.judged(variant, 0)
+    lost = number(judged.drop, judged.metric) if judged else "-"
+    faster = "does not run" if failed else f"{timed.ratio:.2f}x" if timed else "-"
+    return f"{size(smaller)} · {lost} · {faster}"
+
+
+def searches(found: Sequence[Figures]) -> str:
+    """Minutes of each family's search, on what, and of its repetition on another fold."""
+    rows = []
+    for figures in found:
+        if searched := figures.searched:
+            made = [c for c in searched.candidates if c.seconds]
+            longest = max(made, key=lambda c: c.seconds, default=None)
+            within = "yes" if searched.seconds <= WANTED_S else "**no**"
+            rows.append(
+                [
+                    figures.family.title,
+                    str(len(searched.candidates)),
+                    f"{searched.seconds / 60:.1f}",
+                    f"{longest.seconds:.0f} ({longest.name})" if longest else "-",
+                    searched.stopped or "-",
+                    within,
+                ]
+            )
+    limit = f"at most {WANTED_S / 60:g}"
+    text = markdown(("", "candidates", "minutes", "the longest, s", "stopped", limit), rows)
+    return f"{text}\nTraining of the original excluded. The time of each step stands in the family's table.\n"
+
+
+def size(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}x" if value >= 1.05 else f"{value:.2f}x"
+
+
+def number(value: float, metric: str, *, sign: bool = True) -> str:
+    """A difference in the metric: points of 100 for accuracy, else as it is."""
+    plus = "+" if sign else ""
+    if metric == ACCURACY:
+        return f"{POINTS * value:{plus}.2f} pt" if sign else f"{POINTS * value:g} pt"
+    return f"{value:{plus}.4f}" if sign else f"{value:g}"
+
+
+def drop(judged: Judged | None) -> str:
+    if judged is None:
+        return "-"
+    metric = judged.metric
+    low, high = (number(value, metric).removesuffix(" pt") for value in (judged.low, judged.high))
+    return f"{number(judged.drop, metric)} [{low}, {high}]"
+
+
+def probability(judged: Judged | None) -> str:
+    return "-" if judged is None else "< 0.001" if judged.p_value < 0.001 else f"{judged.p_value:.3f}"
+
+
+def speed(timed: Timed | None) -> str:
+    return "-" if timed is None else f"{timed.ratio:.2f}x [{timed.ratio_low:.2f}, {timed.ratio_high:.2f}]"
+
+
+def anchor(title: str) -> str:
+    """Of a heading, as GitHub makes it."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")

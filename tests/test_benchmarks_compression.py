@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from export_nets import artifact_of, two_matrices
+from onnx import helper
+
+from benchmarks import machine
+from benchmarks.compression import __main__ as command
+from benchmarks.compression import families, judging, peers, records, render, show, timing
+from benchmarks.compression.families import FAMILIES, Wanted
+from benchmarks.compression.figures import Figures, Part, front
+from benchmarks.compression.finished import Finished, key_of
+from benchmarks.compression.judging import Seen
+from benchmarks.compression.records import (
+    CHOSEN,
+    FLOAT32,
+    Candidate,
+    Failed,
+    Judged,
+    Line,
+    Peer,
+    Searched,
+    Sized,
+    Timed,
+    Trained,
+    Where,
+)
+from benchmarks.compression.work import FULL, Work
+from benchmarks.results import Machine
+from edge_runtime.model.paired import Rounds
+from export.artifact import outputs_of, parse
+from export.evaluate import snr_db
+from export.probe import Failure
+from export.search import EFFORTS
+from export.space import Move
+
+pytestmark = pytest.mark.torch
+WHERE: dict[str, Any] = {"device": "d", "git": "g", "date": "2026-11-23 10:00 UTC", "family": "digits_cnn2d"}
+FAMILY = next(family for family in FAMILIES if family.name == WHERE["family"])
+CHAIN = (Move("prune", {"ratio": 0.3, "scope": "global", "epochs": 10}), Move("int8", {"keep": ("a", "b")}))
+
+
+def line(kind: Any, **facts: Any) -> Any:
+    return kind(**{**WHERE, **facts})
+
+
+def sized(variant: str, onnx: int, fold: int = 0) -> Sized:
+    return line(Sized, variant=variant, fold=fold, onnx=onnx, gzip=onnx - 10, bundle=None)
+
+
+def judged(variant: str, fold: int | None, drop: float, *, n: int = 600) -> Judged:
+    facts = {"before": 0.98, "before_low": 0.97, "before_high": 0.99, "after": 0.98 - drop, "drop": drop}
+    return line(
+        Judged, variant=variant, fold=fold, n=n, metric="accuracy", **facts,
+        low=drop - 0.002, high=drop + 0.002, p_value=0.25, lost=4, won=1,
+    )  # fmt: skip
+
+
+def timed(variant: str, ratio: float, *, half: float = 0.1) -> Timed:
+    times = {f"{who}{key}_us": 10.0 for who in ("", "float32_") for key in ("p50", "q1", "q3")}
+    return line(
+        Timed, variant=variant, processes=9, rounds=2700, p95_us=12.0, **times,
+        ratio=ratio, ratio_low=ratio - half, ratio_high=ratio + half, numerics="vnni",
+    )  # fmt: skip
+
+
+def candidate(name: str, size_kb: float, speedup: float | None, drop: float | None, **facts: Any) -> Candidate:
+    told = {"status": "fits", "reasons": (), "seconds": 60.0, "metric": 0.97, "p50_us": 10.0, **facts}
+    return Candidate(name=name, size_kb=size_kb, speedup=speedup, drop=drop, drop_low=drop, drop_high=drop, **told)
+
+
+def searched(*candidates: Candidate, chain: Any = CHAIN, seconds: float = 600.0) -> Searched:
+    return line(
+        Searched, effort="default", seed=7, max_drop=0.01, windows=480, seconds=seconds, stopped="",
+        chosen="pruned 30 % + int8" if chain else "", steps=("pruned", "quantized") if chain else (), chain=chain,
+        candidates=candidates,
+    )  # fmt: skip
+
+
+def where(*, others: float = 0.01, quick: bool = False) -> Where:
+    facts = {"cpu": "c", "cores": 2, "memory_gb": 8.0, "kernel": "k", "system": "s", "versions": {"torch": "2"}}
+    found = Machine(device="d", git="g", date="2026-11-23", load=0.1, busy=0.0, quick=quick, **facts)
+    return line(Where, machine=found, others=others)
+
+
+def whole(*, size: int = 1000, drop: float = 0.004, speed: float = 3.0, half: float = 0.1) -> list[Line]:
+    """A family with everything: float32 of 10,000 bytes, the chosen one, a peer, one that failed."""
+    folds = [line(Trained, fold=k, parameters=5, train=1920, validation=480, test=600) for k in range(5)]
+    return [
+        *folds,
+        searched(candidate("float32", 10.0, 1.0, 0.0), candidate("int8", 1.0, 3.0, 0.001, status="chosen")),
+        sized(FLOAT32, 10_000),
+        *(line for k in range(5) for line in (sized(FLOAT32, 10_000, k), sized(CHOSEN, size + k, k))),
+        judged(CHOSEN, 0, drop),
+        judged(CHOSEN, None, drop, n=3000),
+        line(Peer, variant="dynamic", version="onnxruntime 1", seconds=1.0),
+        sized("dynamic", 5_000),
+        judged("dynamic", 0, 0.02),
+        timed(CHOSEN, speed, half=half),
+        timed("dynamic", 0.25),
+        line(Failed, variant="nncf", fold=0, reason="crashed with SIGSEGV | really"),
+        where(),
+    ]
+
+
+def row(page: str, begin: str) -> list[str]:
+    found = next(line for line in page.splitlines() if line.startswith(f"| {begin}"))
+    return [cell.strip() for cell in found.split(" | ")]
+
+
+def test_what_was_asked_for_stands_beside_what_was_found_with_its_margin() -> None:
+    cells = row(show.table([Figures(FAMILY, whole())]), "[2-D CNN")
+
+    assert cells[1] == "10.0x (at least 8x)"
+    assert cells[2] == "+0.40 pt [+0.20, +0.60] (at most 1 pt)"
+    assert cells[3:6] == ["3,000", "0.250", "3.00x [2.90, 3.10] (at least 2.5x)"]
+    assert cells[6] == "yes: size +2.00x, drop -0.60 pt of the limit, speed +0.50x |"
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"size": 2000}, "**no**: size -3.00x"),
+        ({"drop": 0.015}, "**no**: drop +0.50 pt of the limit"),
+        ({"speed": 2.0, "size": 2000}, "**no**: size -3.00x, speed -0.50x"),
+    ],
+)
+def test_a_miss_names_what_was_missed_and_by_how_much(facts: dict[str, Any], said: str) -> None:
+    assert show.met(Figures(FAMILY, whole(**facts))) == said
+
+
+def test_a_figure_whose_interval_reaches_beyond_the_limit_says_so() -> None:
+    assert show.met(Figures(FAMILY, whole(speed=2.6, half=0.3))).endswith("the interval of speed reaches beyond")
+
+
+def test_a_search_that_chose_nothing_is_a_miss() -> None:
+    lines = [searched(candidate("float32", 10.0, 1.0, 0.0), chain=()), sized(FLOAT32, 10_000), where()]
+
+    assert show.met(Figures(FAMILY, lines)) == "**no**: nothing better than float32 was found"
+
+
+def test_what_is_not_measured_yet_is_neither_met_nor_missed() -> None:
+    lines = [line for line in whole() if not isinstance(line, Timed)]
+
+    assert show.met(Figures(FAMILY, lines)).startswith("not all measured")
+
+
+def test_a_part_is_met_on_its_limit_and_sure_by_its_interval() -> None:
+    falls = Part("drop", 0.01, 0.012, 0.01, rises=False)
+
+    assert (falls.is_met, falls.is_sure) == (True, False)
+    assert Part("size", 8.0, 8.0, 8.0).is_sure
+
+
+def test_the_page_says_of_every_peer_what_it_gave_or_why_not() -> None:
+    page = render.page(whole())
+
+    assert row(page, "`quantize_dynamic`")[1:3] == ["5.0", "2.0x"]
+    assert "- NNCF, fold 0: failed: crashed with SIGSEGV \\| really" in page
+    assert "10.0x · +0.40 pt · 3.00x | 2.0x · +2.00 pt · 0.25x" in page
+    assert "Not measured: 1-D CNN, raw wave" in page
+    assert "Not finished" not in page
+
+
+def test_a_family_without_all_folds_or_times_is_called_unfinished() -> None:
+    lines = [line for line in whole() if not (isinstance(line, Trained) and line.fold == 4)]
+
+    assert "**Not finished: 2-D CNN, log-mel.**" in render.page(lines)
+
+
+def test_times_taken_beside_others_are_not_to_be_trusted() -> None:
+    lines = [line for line in whole() if not isinstance(line, Where)]
+
+    assert "not to be trusted" in render.page([*lines, where(others=0.2)])
+    assert "its numbers mean nothing" in render.page([*lines, where(quick=True)])
+    assert "nothing was timed" in render.page(lines)
+    with pytest.raises(ValueError, match="no results"):
+        render.page([])
+
+
+def test_only_what_nobody_beats_is_the_best_of_its_kind() -> None:
+    found = [
+        candidate("float32", 10, 1.0, 0.0),
+        candidate("small", 2, 0.9, 0.0),
+        candidate("fast", 4, 3.0, 0.01),
+        candidate("worse", 4, 2.0, 0.02),
+        candidate("refused", 0, None, None),
+    ]
+
+    assert front(found) == {"float32", "small", "fast"}
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    records.write(tmp_path / "digits_cnn2d.jsonl", whole())
+
+    assert records.read(tmp_path) == whole()
+
+
+def test_the_median_of_nine_lies_between_the_second_and_the_last_but_one() -> None:
+    assert timing.interval([9, 8, 7, 6, 5, 4, 3, 2, 1]) == (2, 8)
+    assert timing.interval([3, 1, 2]) == (1, 3)
+
+
+def test_a_ratio_is_of_rounds_and_its_interval_of_processes() -> None:
+    found = timing.summary([Rounds([2000, 4000, 6000], [1000, 1000, 1000]), Rounds([3000], [1000])])
+
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (3.5, 3.0, 4.0)
+    assert (found.processes, found.rounds, found.p50_us, found.float32_p50_us) == (2, 4, 1.0, 3.5)
+
+
+def test_every_variant_is_timed_once_before_any_is_again_and_one_that_crashes_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = two_matrices()
+    order = []
+
+    def child(_module: str, arguments: list[str], folder: Path) -> bytes | Failure:
+        order.append((folder.name, arguments[1]))
+        told = msgspec.json.encode(Rounds([2], [1]))
+        return Failure("crashed") if folder.name == "1" else told
+
+    monkeypatch.setattr(timing, "child", child)
+    found = timing.rounds(artifact, {"good": artifact, "bad": artifact}, np.zeros((1, 8), np.float32), processes=2)
+
+    assert order == [("0", "0"), ("1", "0"), ("0", "1")]
+    assert found == {"good": [Rounds([2], [1])] * 2, "bad": Failure("crashed")}
+
+
+def seen(before: list[int], after: list[int], targets: list[int]) -> Seen:
+    eye = np.eye(3, dtype=np.float32)
+    return Seen(np.array(targets, np.int64), eye[before], eye[after])
+
+
+def test_windows_of_all_folds_are_counted_together() -> None:
+    folds = [seen([0, 1, 2], [0, 1, 0], [0, 1, 2]), seen([0, 0], [0, 1], [0, 1])]
+
+    found = judging.judged(folds, metric=None, seed=0)
+
+    assert (found.n, found.before, found.after, found.lost, found.won) == (5, 0.8, 0.8, 1, 1)
+    assert (found.drop, found.p_value) == (0.0, 1.0)
+    assert found.low == -found.high
+
+
+def test_a_metric_of_folds_is_its_mean_with_windows_resampled_within_each() -> None:
+    def share_above(outputs: np.ndarray, targets: np.ndarray) -> float:
+        return float(np.mean((outputs[:, 0] > 0.5) == targets))
+
+    ones = np.ones((40, 1), np.float32)
+    folds = [Seen(np.ones(40, np.int64), ones, ones), Seen(np.ones(40, np.int64), ones, 0 * ones)]
+
+    found = judging.judged(folds, metric=share_above, seed=0)
+
+    assert (found.n, found.before, found.after, found.drop) == (80, 1.0, 0.5, 0.5)
+    assert (found.low, found.high, found.p_value, found.lost) == (0.5, 0.5, 0.0, None)
+
+
+def test_finished_work_is_not_done_again_unless_it_follows_from_something_else(tmp_path: Path) -> None:
+    finished, made = Finished(tmp_path), []
+
+    def make() -> list[Line]:
+        made.append(1)
+        return [sized(CHOSEN, 5)]
+
+    for key in ("a", "a", "b"):
+        assert finished.unit("search", key_of(key), make) == (sized(CHOSEN, 5),)
+    assert len(made) == 2
+    assert Finished(tmp_path).lines("search", key_of("b")) == (sized(CHOSEN, 5),)
+    finished.forget("search.json")
+    assert finished.lines("search", key_of("b")) is None
+
+
+def test_work_that_is_broken_off_is_not_finished(tmp_path: Path) -> None:
+    def interrupted() -> list[Line]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Finished(tmp_path).unit("search", "k", interrupted)
+
+    assert Finished(tmp_path).lines("search", "k") is None
+
+
+def test_an_artifact_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    finished, artifact = Finished(tmp_path), msgspec.structs.replace(two_matrices(), session={"k": "1"}, steps=("s",))
+
+    finished.save_artifact("shipped/chosen", artifact)
+
+    assert finished.artifact("shipped/chosen") == artifact
+
+
+def test_a_peer_gets_the_original_and_its_file_runs() -> None:
+    artifact, windows = two_matrices(), np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+    made = peers.quantized("static", artifact, windows)
+    assert not isinstance(made, Failure)
+    outputs = peers.outputs(made, windows)
+
+    assert made.model != artifact.model
+    assert not isinstance(outputs, Failure)
+    assert 20 < snr_db(outputs_of(artifact, windows), outputs) < 100
+
+
+def test_a_peer_that_is_told_leaves_the_front_end_alone() -> None:
+    artifact, windows = two_matrices(), np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+
+    weights = []
+    for name in ("static", "static-told"):
+        made = peers.quantized(name, artifact, windows)
+        assert not isinstance(made, Failure)
+        weights.append({tensor.name for tensor in parse(made.model).graph.initializer})
+
+    assert [("fixed" in names, "learned" in names) for names in weights] == [(False, False), (True, False)]
+
+
+def test_a_peer_that_refuses_or_is_absent_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = artifact_of([helper.make_node("NoSuchOperator", ["x"], ["y"])], {}, shape=[8], width=8)
+    monkeypatch.setattr(peers, "NNCF", tmp_path / "nncf")
+
+    refused = peers.quantized("static", broken, np.zeros((1, 8), np.float32))
+    absent = peers.quantized("nncf", two_matrices(), np.zeros((1, 8), np.float32))
+
+    assert isinstance(refused, Failure)
+    assert "INVALID_GRAPH" in refused.reason
+    assert isinstance(absent, Failure)
+    assert "make bench-export" in absent.reason
+
+
+def test_everything_the_issue_asks_for_has_its_family() -> None:
+    wanted = {family.name: family.wanted for family in FAMILIES if family.wanted}
+
+    assert len(wanted) == 7
+    assert wanted["digits_dscnn"] == Wanted(size=3, drop=0.008, speed=1.5)
+    assert {family.name for family in FAMILIES} == set(families.zoo.NAMES)
+    assert len({family.source() for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_nothing_is_trained_where_nobody_can_judge_it(tmp_path: Path) -> None:
+    looks = {family.name: Work(family, tmp_path, FULL, str)._looks for family in FAMILIES}
+
+    assert {name for name, effort in looks.items() if effort != "default"} == {"kws_dscnn"}
+    assert not EFFORTS[looks["kws_dscnn"]].prunes
+
+
+def test_another_training_follows_from_another_file_that_the_recipe_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families.zoo, "FOLDER", tmp_path)
+    for name, text in (("digits_cnn2d", "from near import x\nimport numpy"), ("near", "x = 1"), ("far", "")):
+        (tmp_path / f"{name}.py").write_text(text)
+    before = FAMILY.source()
+
+    (tmp_path / "far.py").write_text("y = 2")
+    assert FAMILY.source() == before
+    (tmp_path / "near.py").write_text("x = 2")
+    assert FAMILY.source() != before
+
+
+def test_the_page_is_made_anew_from_the_lines_alone(tmp_path: Path) -> None:
+    records.write(tmp_path / "digits_cnn2d.jsonl", whole())
+    page = tmp_path / "compression.md"
+
+    assert command.main(["--render", "--results", str(tmp_path), "--page", str(page)]) == 0
+    assert page.read_text() == render.page(whole())
+
+
+@pytest.mark.parametrize("wrong", [["no_such_family"], ["--only", "train"], ["--again", "everything"]])
+def test_a_word_the_command_does_not_know_is_wrong_usage(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(wrong)
+
+
+def test_others_are_what_neither_we_nor_our_children_used() -> None:
+    assert 0 <= timing.Others().share() <= 1
+    assert machine.ticks()[1] >= machine.ticks()[0] > 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BATCH = 64
 DEQUANTIZE = "DequantizeLinear"
 QDQ = (DEQUANTIZE, "QuantizeLinear")
+RECURRENT = ("GRU", "LSTM", "RNN")
 UNLISTED_IR = 4  # an initializer need not be an input since then
 
 

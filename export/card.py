@@ -2,73 +2,72 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import numpy as np
 
 from edge_runtime.model.manifest import Manifest
+from edge_runtime.model.paired import PROCESSES, ROUNDS
 from export import report
 from export.contents import what_it_is
-from export.measure import PROCESSES, ROUNDS
-from export.quantize import CALIBRATION_WINDOWS
-from export.recipe import Recipe, Split
+from export.machine import machine
+from export.recipe import Split
 from export.search import Outcome
+from export.task import Task
 
-CPUINFO = Path("/proc/cpuinfo")
 
-
-def card(recipe: Recipe, outcome: Outcome, manifest: Manifest) -> str:
+def card(outcome: Outcome, manifest: Manifest) -> str:
     """Markdown. The only member of a bundle that differs between two runs: it holds measured times."""
     sections = [
         f"# {manifest.name} {manifest.version}",
-        recipe.summary,
+        outcome.task.summary,
         what_it_is(manifest),
-        _trained_on(recipe, outcome),
-        _measured(recipe, outcome),
+        _trained_on(outcome.task),
+        _measured(outcome),
         _limits(manifest, outcome),
-        _reproduce(manifest),
+        _reproduce(outcome, manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _trained_on(recipe: Recipe, outcome: Outcome) -> str:
-    splits = outcome.splits
-    lines = "\n".join(f"- {name}: {_counts(recipe, getattr(splits, name))}" for name in splits.__struct_fields__)
+def _trained_on(task: Task) -> str:
+    lines = "\n".join(f"- {name}: {_counts(task, split)}" for name, split in task.splits().items())
     return (
         f"## Data\n\n{lines}\n\n"
-        f"No window stands in two splits (checked by hash). Calibration drew at most {CALIBRATION_WINDOWS} windows "
-        "from train; validation chose among the variants; test was looked at once, for the table."
+        f"No window stands in two splits (checked by hash). Calibration saw {len(task.calibrate)} windows, none of "
+        "validation or test; validation chose among the variants; test was looked at once, for the table."
     )
 
 
-def _counts(recipe: Recipe, split: Split) -> str:
+def _counts(task: Task, split: Split) -> str:
     total = f"{len(split.targets)} windows"
-    if not recipe.labels:
+    if not task.labels:
         return total
-    counts = np.bincount(split.targets, minlength=len(recipe.labels))
-    return f"{total} ({', '.join(f'{label} {count}' for label, count in zip(recipe.labels, counts, strict=True))})"
+    counts = np.bincount(split.targets, minlength=len(task.labels))
+    return f"{total} ({', '.join(f'{label} {count}' for label, count in zip(task.labels, counts, strict=True))})"
 
 
-def _measured(recipe: Recipe, outcome: Outcome) -> str:
-    interval = "Wilson" if recipe.metric is None else "bootstrap"
+def _measured(outcome: Outcome) -> str:
+    interval, paired = (
+        ("Wilson", "McNemar's exact test") if outcome.task.metric is None else ("bootstrap", "a paired bootstrap")
+    )
     return (
-        f"## Measured\n\n{report.markdown(report.rows(recipe, outcome))}\n\n"
-        f"Metric on the test split with a 95 % {interval} interval; drop of the metric against float32 on validation, "
-        "in points (hundredths); agreement, SNR and McNemar's exact p-value against torch float32 on test. "
+        f"## Measured\n\n{report.markdown(report.rows(outcome))}\n\n"
+        f"Metric on validation with a 95 % {interval} interval; drop against float32 in points (hundredths) with its "
+        f"standard error, p by {paired}; agreement and SNR against float32. {report.tested(outcome)}\n\n"
         f"Latency: one window, one thread, {PROCESSES} processes of up to {ROUNDS} rounds, each "
         "round float32 and the variant in shuffled order; x is the median of the per-round ratios; float32's row is "
         "float32 against itself, which shows the noise. "
-        f"Machine: {machine()}."
+        f"Target: {outcome.target}; searched on: {machine()}."
     )
 
 
 def _limits(manifest: Manifest, outcome: Outcome) -> str:
     of_labels = ""
     if manifest.labels:
-        rarest = int(np.bincount(outcome.splits.test.targets, minlength=len(manifest.labels)).min())
+        split = outcome.task.test or outcome.task.validation
+        named = "test" if outcome.task.test else "validation"
+        rarest = int(np.bincount(split.targets, minlength=len(manifest.labels)).min())
         of_labels = (
-            f"- The rarest label has {rarest} test windows.\n- Scores are a softmax, not calibrated probabilities.\n"
+            f"- The rarest label has {rarest} {named} windows.\n- Scores are a softmax, not calibrated probabilities.\n"
         )
     return (
         "## Limits\n\n"
@@ -79,22 +78,14 @@ def _limits(manifest: Manifest, outcome: Outcome) -> str:
     )
 
 
-def _reproduce(manifest: Manifest) -> str:
+def _reproduce(outcome: Outcome, manifest: Manifest) -> str:
     made = manifest.provenance
     tools = ", ".join(f"{name} {version}" for name, version in made.tools.items())
+    command = "run" if outcome.effort == "post-training" else "compress"
+    effort = "" if command == "run" else f" --effort {outcome.effort}"
     return (
         "## Reproduce\n\n"
-        f"`edge-export run {made.recipe} -o {manifest.name}-{manifest.version}.edge`, seed {made.seed}. On the same "
-        "machine model, golden vectors and reference come out the same to the byte; this card holds measured times and "
-        f"does not.\n\nTools: {tools}."
+        f"`edge-export {command} {made.recipe} -o {manifest.name}-{manifest.version}.edge{effort}`, seed {made.seed}. "
+        "On the same machine model, golden vectors and reference come out the same to the byte; this card holds "
+        f"measured times and does not.\n\nTools: {tools}."
     )
-
-
-def machine() -> str:
-    """The CPU's name and kind, and the system."""
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'unknown CPU'}, {platform.machine()}, {platform.system()}"
-
-
-def _cpuinfo() -> list[str]:
-    return CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.is_file() else []

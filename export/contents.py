@@ -8,7 +8,8 @@ from importlib import metadata
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.model.manifest import Histogram, Manifest, Reference
+from edge_runtime.model.family import FAMILIES
+from edge_runtime.model.manifest import DEFAULT, Histogram, Manifest, Reference
 from edge_runtime.model.session import load_onnxruntime, softmax
 from edge_runtime.records import Floats, InputSpec
 
@@ -113,6 +114,17 @@ def what_it_is(manifest: Manifest) -> str:
         f"- precision: {manifest.precision}\n"
         f"- input: windows of {spec.length} samples, hop {spec.hop}{rate}; channels: {channels}; layout {spec.layout}\n"
         f"- output: {manifest.output.kind}\n- labels: {labels}\n"
-        f"- golden vectors hold to {manifest.tolerances['default'].absolute:.3g} absolute\n"
+        f"- golden vectors hold to {manifest.tolerances[DEFAULT].absolute:.3g} absolute\n"
+        f"{''.join(_parity(manifest, family) for family in FAMILIES)}"
         f"- made by: {'; '.join(manifest.provenance.steps)}"
     )
+
+
+def _parity(manifest: Manifest, family: str) -> str:
+    """The card's line on one numeric family."""
+    claim = manifest.parity.get(family)
+    if claim is None:
+        return f"  - {family}: not measured\n"
+    equal = f"differ by {claim.from_default:.2g}" if claim.from_default else "are the same to the bit"
+    float32 = "" if claim.from_float32 is None else f"; from float32 by {claim.from_float32:.2g}"
+    return f"  - {family}: {claim.how}, {equal}, hold to {manifest.tolerances[family].absolute:.3g}{float32}\n"

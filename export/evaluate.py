@@ -5,29 +5,57 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model.manifest import ERROR_KINDS
-from edge_runtime.model.session import reconstruction_error
+from edge_runtime.model.manifest import ERROR_KINDS, OutputKind
+from edge_runtime.model.session import both_scores, reconstruction_error
 from edge_runtime.records import Floats
-from export.recipe import Labels, Recipe, Split
+from export.recipe import Labels, Metric, Split
 
 Z_95 = 1.959963984540054
 RESAMPLES = 1000
 NORMAL_SHARE = 0.995
-Metric = Callable[[Floats, Labels], float]
+
+
+class Judged(Protocol):
+    """What says how outputs are judged: a recipe or a task. name: for errors."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def output(self) -> OutputKind: ...
+    @property
+    def metric(self) -> Metric | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+
+
+class Drop(NamedTuple):
+    """How much lower the metric is than the original's on the same windows, absolute.
+
+    error: its standard error. low, high: 95 % interval. p_value: of no difference, McNemar's exact test for accuracy,
+    else twice the share of paired resamples on the other side of zero.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+    p_value: float
 
 
 class Evaluation(msgspec.Struct, frozen=True):
     """One variant on one split of n windows.
 
     low, high: 95 % interval of the metric, Wilson's for accuracy, else a bootstrap. agreement: share of windows
-    decided as torch float32 decides them. snr_db: output power over the power of the difference to torch.
-    p_value: McNemar's exact test that variant and float32 are right equally often.
+    decided as the original decides them. snr_db: output power over the power of the difference to the original.
     """
 
     n: int
@@ -36,20 +64,22 @@ class Evaluation(msgspec.Struct, frozen=True):
     high: float
     agreement: float
     snr_db: float
-    p_value: float
+    drop: Drop
 
 
-def evaluate(
-    recipe: Recipe, split: Split, outputs: Floats, reference: Floats, *, threshold: float | None
-) -> Evaluation:
-    """Hold a variant's outputs on a split against its targets and torch's outputs.
+def evaluate(task: Judged, split: Split, outputs: Floats, reference: Floats) -> Evaluation:
+    """Hold a variant's outputs on a split against its targets and the original's outputs.
 
-    outputs, reference: (n, ...), what the recipe's model returns. threshold: for reconstruction and error.
+    outputs, reference: (n, ...), what the task's network returns.
     """
-    decided = decisions(recipe, split.inputs, outputs, threshold)
-    wanted = decisions(recipe, split.inputs, reference, threshold)
+    decided, wanted = (decisions(task, split.inputs, found, task.threshold) for found in (outputs, reference))
     right, right_before = decided == split.targets, wanted == split.targets
-    metric, low, high = _metric(recipe, split, comparable(recipe, split.inputs, outputs), right)
+    seen, before = (comparable(task, split.inputs, found) for found in (outputs, reference))
+    metric, low, high = _metric(task, split, seen, right)
+    if task.metric is None:
+        drop = paired_shares(right_before, right)
+    else:
+        drop = paired_bootstrap(task.metric, before, seen, split.targets, seed=task.seed)
     return Evaluation(
         n=len(split.targets),
         metric=metric,
@@ -57,49 +87,75 @@ def evaluate(
         high=high,
         agreement=float(np.mean(decided == wanted)),
         snr_db=snr_db(reference, outputs),
-        p_value=mcnemar(right_before, right),
+        drop=drop,
     )
 
 
-def comparable(recipe: Recipe, inputs: Floats, outputs: Floats) -> Floats:
+def paired_shares(right_before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Drop:
+    """The difference of two shares over the same windows: adjusted Wald interval (Agresti and Min 2005)."""
+    n, lost, won = len(right), int(np.sum(right_before & ~right)), int(np.sum(~right_before & right))
+    error = math.sqrt(lost + won - (lost - won) ** 2 / n) / n
+    center, wide = (lost - won) / (n + 2), math.sqrt(lost + won + 1 - (lost - won) ** 2 / (n + 2)) / (n + 2)
+    return Drop((lost - won) / n, error, center - Z_95 * wide, center + Z_95 * wide, mcnemar(right_before, right))
+
+
+def paired_bootstrap(metric: Metric, before: Floats, outputs: Floats, targets: Labels, *, seed: int) -> Drop:
+    """The difference of a metric over the same windows, by resampling them; see `bootstrap`."""
+
+    def difference(chosen: Labels) -> float:
+        return float(metric(before[chosen], targets[chosen])) - float(metric(outputs[chosen], targets[chosen]))
+
+    everything = np.arange(len(targets), dtype=np.int64)
+    values = _resampled(difference, len(targets), seed=seed)
+    value = difference(everything)
+    if not len(values):
+        return Drop(value, math.nan, math.nan, math.nan, math.nan)
+    low, high = np.percentile(values, [2.5, 97.5])
+    p_value = min(1.0, 2 * min(float(np.mean(values <= 0)), float(np.mean(values >= 0))))
+    return Drop(value, float(np.std(values)), float(low), float(high), p_value)
+
+
+def comparable(task: Judged, inputs: Floats, outputs: Floats) -> Floats:
     """What a metric sees: (n, labels) logits or scores, or (n, 1) errors."""
-    return reconstruction_error(inputs, outputs) if recipe.output == "reconstruction" else outputs
+    if task.output == "probability":
+        return both_scores(outputs)
+    return reconstruction_error(inputs, outputs) if task.output == "reconstruction" else outputs
 
 
-def decisions(recipe: Recipe, inputs: Floats, outputs: Floats, threshold: float | None) -> Labels:
+def decisions(task: Judged, inputs: Floats, outputs: Floats, threshold: float | None) -> Labels:
     """(n,) the label of each window; for errors 1 above the threshold, else 0."""
-    seen = comparable(recipe, inputs, outputs)
-    if recipe.output in ERROR_KINDS:
+    seen = comparable(task, inputs, outputs)
+    if task.output in ERROR_KINDS:
         if threshold is None:
-            raise ValueError(f"{recipe.output} is decided by a threshold, got None")
+            raise ValueError(f"{task.output} is decided by a threshold, got None")
         decided: Labels = (seen[:, 0] > threshold).astype(np.int64)
         return decided
     return np.asarray(seen.argmax(axis=-1), dtype=np.int64)
 
 
-def threshold_of(recipe: Recipe, inputs: Floats, outputs: Floats) -> float | None:
-    """The recipe's threshold, or where it gives none the error that 99.5 % of these windows stay below."""
-    if recipe.output not in ERROR_KINDS or recipe.threshold is not None:
-        return recipe.threshold
-    return float(np.quantile(comparable(recipe, inputs, outputs), NORMAL_SHARE))
+def threshold_of(task: Judged, inputs: Floats, outputs: Floats) -> float | None:
+    """The task's threshold, or where it gives none the error that 99.5 % of these windows stay below."""
+    if task.output not in ERROR_KINDS or task.threshold is not None:
+        return task.threshold
+    return float(np.quantile(comparable(task, inputs, outputs), NORMAL_SHARE))
 
 
-def check_metric(recipe: Recipe, split: Split, outputs: Floats) -> None:
-    """Raises ExportError when the recipe's metric cannot judge a whole split."""
-    if recipe.metric is not None:
-        _number(recipe, recipe.metric(comparable(recipe, split.inputs, outputs), split.targets))
+def check_metric(task: Judged, split: Split, outputs: Floats) -> None:
+    """Raises ExportError when the metric cannot judge a whole split."""
+    if task.metric is not None:
+        _number(task, task.metric(comparable(task, split.inputs, outputs), split.targets))
 
 
-def _metric(recipe: Recipe, split: Split, outputs: Floats, right: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
-    if recipe.metric is None:
+def _metric(task: Judged, split: Split, outputs: Floats, right: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
+    if task.metric is None:
         return float(np.mean(right)), *wilson(int(right.sum()), len(right))
-    value = _number(recipe, recipe.metric(outputs, split.targets))
-    return value, *bootstrap(recipe.metric, outputs, split.targets, seed=recipe.seed)
+    value = _number(task, task.metric(outputs, split.targets))
+    return value, *bootstrap(task.metric, outputs, split.targets, seed=task.seed)
 
 
-def _number(recipe: Recipe, value: float) -> float:
+def _number(task: Judged, value: float) -> float:
     if not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise ExportError(f"{recipe.path}: metric() returned {value!r}, wanted a finite number")
+        raise ExportError(f"{task.name}: metric() returned {value!r}, wanted a finite number")
     return float(value)
 
 
@@ -116,17 +172,22 @@ def bootstrap(metric: Metric, outputs: Floats, targets: Labels, *, seed: int) ->
 
     A resample that the metric cannot judge (it raises or is not finite, as an AUC of one label only) is left out.
     """
+    values = _resampled(lambda chosen: float(metric(outputs[chosen], targets[chosen])), len(targets), seed=seed)
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled(statistic: Callable[[Labels], float], n: int, *, seed: int) -> npt.NDArray[np.float64]:
+    """Finite values of a statistic of n windows' indices, drawn with replacement RESAMPLES times."""
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(RESAMPLES):
-        chosen = generator.integers(0, len(targets), len(targets))
         with contextlib.suppress(ExportError):
-            values.append(float(metric(outputs[chosen], targets[chosen])))
-    finite = np.asarray(values)[np.isfinite(values)]
-    if not len(finite):
-        return math.nan, math.nan
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)
+            values.append(statistic(generator.integers(0, n, n)))
+    found = np.asarray(values, dtype=np.float64)
+    return found[np.isfinite(found)]
 
 
 def mcnemar(right_before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:

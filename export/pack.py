@@ -1,6 +1,6 @@
 """The chosen candidate as a bundle: golden vectors with a derived tolerance, reference histograms, card, provenance.
 
-`edge-export run` ends here. `edge-export pack`, for an ONNX file from elsewhere, is export/pack_onnx.py.
+`edge-export run` and `compress` end here. `edge-export pack`, for an ONNX file from elsewhere, is export/pack_onnx.py.
 """
 
 from __future__ import annotations
@@ -14,75 +14,85 @@ from edge_runtime.errors import ExportError
 from edge_runtime.model import bundle
 from edge_runtime.model.bundle import Golden
 from edge_runtime.model.manifest import (
+    DEFAULT,
     ERROR_KINDS,
     SCHEMA,
     Manifest,
     OutputSpec,
     Provenance,
     Reference,
-    Tolerance,
 )
 from edge_runtime.model.session import softmax
-from export import card, weight_only
+from edge_runtime.records import InputSpec
+from export import card, trial, weight_only
 from export.artifact import Artifact, outputs_of
 from export.contents import float32_tolerance, int8_tolerance, proves_nothing, reference, tools
 from export.evaluate import comparable
-from export.recipe import Labels, Recipe
+from export.families import Certificate, certify
+from export.recipe import Labels
 from export.search import Outcome
+from export.task import Task
 
 GOLDEN_MIN, GOLDEN_MAX = 8, 16
 
 
-def pack(path: Path, recipe: Recipe, outcome: Outcome) -> Manifest:
+def pack(path: Path, outcome: Outcome) -> Manifest:
     """Write the chosen candidate to path; the manifest without the file list.
 
-    Raises ExportError when nothing was chosen, the float32 graph does not give what torch gives, or the golden
-    windows prove nothing.
+    Raises ExportError when nothing was chosen, nobody said what the input is, the float32 graph does not give what
+    torch gives, or the golden windows prove nothing.
     """
+    task = outcome.task
     if outcome.chosen is None or outcome.chosen.artifact is None:
         raise ExportError(f"{path}: no candidate keeps the budget, nothing to pack")
+    if task.input is None:
+        raise ExportError(f"{path}: a bundle says what its input is; wanted input=InputSpec(...)")
     artifact = outcome.chosen.artifact
-    golden, allowed = golden_vectors(recipe, outcome, artifact)
-    if doubt := proves_nothing(golden.outputs, allowed):
+    proven = golden_vectors(task, artifact, is_original=not outcome.chosen.chain)
+    if doubt := proves_nothing(proven.golden.outputs, proven.tolerances[DEFAULT].absolute):
         raise ExportError(f"{path}: {doubt}; the windows of the validation split differ too little")
     manifest = Manifest(
         schema=SCHEMA,
-        name=recipe.name,
-        version=recipe.version,
+        name=task.name,
+        version=task.version,
         precision=artifact.precision,
-        input=recipe.input,
-        output=OutputSpec(artifact.output, "scores" if recipe.output == "logits" else recipe.output),
-        labels=recipe.labels,
-        tolerances={"default": Tolerance(allowed)},
+        input=task.input,
+        output=OutputSpec(artifact.output, "scores" if task.output == "logits" else task.output),
+        labels=task.labels,
+        tolerances=proven.tolerances,
+        parity=proven.parity,
         files={},
-        provenance=Provenance(
-            "/".join(recipe.path.resolve().parts[-2:]), recipe.seed, tools("onnxscript", "torch"), artifact.steps
-        ),
-        threshold=outcome.threshold,
+        provenance=Provenance(task.source, task.seed, tools("onnxscript", "torch"), artifact.steps),
+        threshold=task.threshold,
         session=artifact.session,
-        budgets=recipe.budget,
+        budgets=task.budget,
     )
-    described = card.card(recipe, outcome, manifest)
-    training = reference_of(recipe, outcome, artifact)
-    bundle.write(path, manifest, model=artifact.model, golden=golden, reference=training, card=described)
+    described = card.card(outcome, manifest)
+    training = reference_of(task, task.input, artifact)
+    bundle.write(path, manifest, model=artifact.model, golden=proven.golden, reference=training, card=described)
     return manifest
 
 
-def golden_vectors(recipe: Recipe, outcome: Outcome, artifact: Artifact) -> tuple[Golden, float]:
-    """Validation windows, spread over the labels, with the shipped graph's outputs and how exactly they must be met."""
-    split, torch_raw = outcome.splits.validation, outcome.reference["validation"]
-    chosen = spread(split.targets, count=min(max(len(recipe.labels), GOLDEN_MIN), GOLDEN_MAX))
-    golden = Golden(split.inputs[chosen], outputs_of(artifact, split.inputs[chosen]))
-    wanted = softmax(torch_raw[chosen]) if recipe.output == "logits" else torch_raw[chosen]
-    if artifact.precision == weight_only.PRECISION:  # its weights are float32 again before it computes
-        return golden, float32_tolerance(golden.outputs)
-    if artifact.precision == "float32":
-        allowed = float32_tolerance(wanted)
-        difference = float(np.abs(golden.outputs - wanted).max())
-        if not difference <= allowed:
-            raise ExportError(f"golden vectors: graph and torch differ by {difference:.3g}, allowed {allowed:.3g}")
-        return golden, allowed
-    return golden, int8_tolerance(torch_raw, torch_raw[chosen], is_logits=recipe.output == "logits")
+def golden_vectors(task: Task, artifact: Artifact, *, is_original: bool) -> Certificate:
+    """Validation windows, spread over the labels, with what the shipped graph returns on every family measured here.
+
+    is_original: the graph is to give what torch gives.
+    """
+    split, torch_raw = task.validation, task.reference["validation"]
+    picked = spread(split.targets, count=min(max(len(task.labels), GOLDEN_MIN), GOLDEN_MAX))
+    inputs = split.inputs[picked]
+    request = trial.Request(artifact.input, artifact.output, session=artifact.session)
+    golden = Golden(inputs, trial.run(artifact.model, inputs, request, name=task.name).outputs)
+    wanted = softmax(torch_raw[picked]) if task.output == "logits" else torch_raw[picked]
+    computes_float32 = artifact.precision in ("float32", weight_only.PRECISION)  # whose weights are float32 again
+    if computes_float32:
+        allowed = float32_tolerance(golden.outputs)
+    else:
+        allowed = int8_tolerance(torch_raw, torch_raw[picked], is_logits=task.output == "logits")
+    difference = float(np.abs(golden.outputs - wanted).max())
+    if is_original and not difference <= allowed:
+        raise ExportError(f"golden vectors: graph and torch differ by {difference:.3g}, allowed {allowed:.3g}")
+    return certify(artifact.model, golden, allowed, request, computes_float32=computes_float32, float32=wanted)
 
 
 def spread(targets: Labels, *, count: int) -> npt.NDArray[np.int64]:
@@ -96,9 +106,9 @@ def spread(targets: Labels, *, count: int) -> npt.NDArray[np.int64]:
     return np.asarray(sorted(chosen), dtype=np.int64)
 
 
-def reference_of(recipe: Recipe, outcome: Outcome, artifact: Artifact) -> Reference:
-    """What the training data looks like to the shipped graph."""
-    inputs = outcome.splits.train.inputs
+def reference_of(task: Task, spec: InputSpec, artifact: Artifact) -> Reference:
+    """What the training data looks like to the shipped graph; the calibration windows where there is none."""
+    inputs = task.calibrate if task.train is None else task.train.inputs
     outputs = outputs_of(artifact, inputs)
-    scores = comparable(recipe, inputs, outputs) if recipe.output in ERROR_KINDS else outputs
-    return reference(recipe.input, recipe.labels, inputs, scores)
+    scores = comparable(task, inputs, outputs) if task.output in ERROR_KINDS else outputs
+    return reference(spec, task.labels, inputs, scores)

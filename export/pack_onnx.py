@@ -15,6 +15,7 @@ from edge_runtime.model import bundle
 from edge_runtime.model.bundle import Golden
 from edge_runtime.model.gate import GateSettings, gate
 from edge_runtime.model.manifest import (
+    DEFAULT,
     ERROR_KINDS,
     SCHEMA,
     Manifest,
@@ -32,6 +33,7 @@ from export import signature, trial
 from export.artifact import Artifact
 from export.contents import float32_tolerance, int8_tolerance, proves_nothing, reference, tools, what_it_is
 from export.derive import Fact, PackSpec, Plan, derive, shortened
+from export.families import certify
 from export.quiet import one_line
 from export.signature import Graph
 
@@ -125,7 +127,7 @@ def _bundled(graph: Graph, spec: PackSpec, *, samples: Path | Floats | None, see
     manifest, facts = _manifest(graph, spec, plan, seed=seed, width=scores.shape[1])
     golden = Golden(windows[chosen], ran.outputs[chosen])
     allowed, reason = _tolerance(graph, spec, plan.kind, ran, golden=golden.outputs)
-    manifest = msgspec.structs.replace(manifest, tolerances={"default": Tolerance(allowed)}, session=session)
+    manifest = msgspec.structs.replace(manifest, tolerances={DEFAULT: Tolerance(allowed)}, session=session)
     facts += tuple(
         Fact("session", f"{key} = {value}", "told" if key in spec.session else "export steps")
         for key, value in session.items()
@@ -134,10 +136,30 @@ def _bundled(graph: Graph, spec: PackSpec, *, samples: Path | Floats | None, see
     _check(graph, manifest)
     if doubt := proves_nothing(golden.outputs, allowed):
         raise ExportError(f"{graph.file}: {doubt} ({source}); give windows of the real kind with --samples")
+    manifest, golden, proven = _certified(graph, spec, manifest, golden, request)
     drift = Reference({}, {}, 0)
     if samples is not None and len(windows) >= REFERENCE_WINDOWS:
         drift = reference(plan.input, manifest.labels, windows, scores)
-    return Bundled(manifest, graph.model, golden, drift, card(spec, manifest, source=source, drift=drift), facts)
+    described = card(spec, manifest, source=source, drift=drift)
+    return Bundled(manifest, graph.model, golden, drift, described, facts + proven)
+
+
+def _certified(
+    graph: Graph, spec: PackSpec, manifest: Manifest, golden: Golden, request: trial.Request
+) -> tuple[Manifest, Golden, tuple[Fact, ...]]:
+    """Both with what was measured for each numeric family."""
+    made = certify(
+        graph.model,
+        golden,
+        manifest.tolerances[DEFAULT].absolute,
+        request,
+        computes_float32=spec.tolerance is None and graph.precision not in ("int8", "float16"),
+    )
+    claims = [(family, f"differs by {claim.from_default:.2g}", claim.how) for family, claim in made.parity.items()]
+    claims += [(family, "nothing claimed", why) for family, why in made.gaps.items()]
+    facts = tuple(Fact("parity", f"{family}: {found}", how) for family, found, how in claims)
+    certified = msgspec.structs.replace(manifest, tolerances=made.tolerances, parity=made.parity)
+    return certified, made.golden, facts
 
 
 def _write(path: Path, name: str, made: Bundled) -> None:

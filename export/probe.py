@@ -51,11 +51,14 @@ def optimized(artifact: Artifact) -> bytes | Failure:
         return done if isinstance(done, Failure) else (Path(name) / OPTIMIZED).read_bytes()
 
 
-def child(module: str, arguments: list[str], folder: Path) -> bytes | Failure:
-    """The standard output of a module of ours, run as a program in the folder; a crash, error or hang is a Failure."""
+def child(module: str, arguments: list[str], folder: Path, *, python: tuple[str, ...] = ()) -> bytes | Failure:
+    """The standard output of a module of ours, run as a program in the folder; a crash, error or hang is a Failure.
+
+    python: the command that is Python, by default the one that runs.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [*(python or (sys.executable,)), "-m", module, *arguments],
             cwd=folder,
             capture_output=True,
             timeout=CHILD_LIMIT_S,

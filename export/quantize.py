@@ -6,7 +6,6 @@ in accuracy would buy nothing.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections import Counter
@@ -21,35 +20,33 @@ from edge_runtime.model.session import load_onnxruntime
 from edge_runtime.records import Floats
 from export.artifact import (
     DEQUANTIZE,
-    QDQ,
+    RECURRENT,
     Artifact,
     Step,
-    ancestors,
     batch_of,
     changed,
     listed,
-    name_nodes,
     operators,
+    outputs_of,
     parse,
-    require_float32,
 )
+from export.calibrate import Range, check_method, ranges
+from export.evaluate import snr_db
 from export.islands import islands
+from export.prepare import MIN_OPSET, Prepared, prepared
 from export.quiet import one_line, silenced
-from export.recipe import Splits
 
 if TYPE_CHECKING:
     import onnx
 
-CALIBRATION_WINDOWS = 256
-CALIBRATION_BATCH = 32
-MIN_OPSET = 13  # QuantizeLinear and DequantizeLinear have an axis since then
+DISABLED, WEIGHT_QUANTIZER = "optimization.disable_specified_optimizers", "WeightBiasQuantization"
 SCHEMES = {"u8s8": ("QUInt8", "QInt8"), "s8s8": ("QInt8", "QInt8")}  # activations, weights
-METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-RECURRENT = ("GRU", "LSTM", "RNN")
 DYNAMIC = ("Attention", "Gemm", "LSTM", "MatMul")  # never Conv
 INTEGER = ("DynamicQuantizeLSTM", "MatMulInteger", "QAttention")
 MIN_SHARE = 0.5  # of the weights that must become int8
+MIN_SNR_DB = 3.0  # a model that always answers the same has 0 dB, of what its outputs should vary by
+MIN_AGREEMENT = 0.5
 NO_INT8_GRU = "ONNX Runtime has no int8 GRU (onnxruntime#9796): weight_only.int8"
 STATIC_FLOAT = {
     "GRU": NO_INT8_GRU,
@@ -61,44 +58,13 @@ DYNAMIC_FLOAT = {
 }
 
 
-def calibration(splits: Splits, *, seed: int) -> Floats:
-    """At most CALIBRATION_WINDOWS windows of the train split, drawn by seed.
+class Scheme(msgspec.Struct, frozen=True):
+    """How a graph becomes int8. types: a key of SCHEMES. method: one of calibrate.METHODS. keep: nodes left float32."""
 
-    Raises ExportError when any window stands in two splits, or one of those drawn in validation or test.
-    """
-    check_disjoint(splits)
-    size = min(CALIBRATION_WINDOWS, len(splits.train.inputs))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(splits.train.inputs), size=size, replace=False))
-    windows: Floats = splits.train.inputs[chosen]
-    check_calibration(windows, splits)
-    return windows
-
-
-def check_calibration(windows: Floats, splits: Splits) -> None:
-    """Raises ExportError when a calibration window is also one of validation or test."""
-    for name in ("validation", "test"):
-        _refuse_overlap("calibration", windows, name, getattr(splits, name).inputs)
-
-
-def check_disjoint(splits: Splits) -> None:
-    """Raises ExportError when one window, bit for bit, stands in two splits."""
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        _refuse_overlap(one, getattr(splits, one).inputs, other, getattr(splits, other).inputs)
-
-
-def _refuse_overlap(one: str, windows: Floats, other: str, others: Floats) -> None:
-    known = {_digest(window): index for index, window in enumerate(windows)}
-    shared = [(known[digest], index) for index, window in enumerate(others) if (digest := _digest(window)) in known]
-    if shared:
-        first, second = shared[0]
-        raise ExportError(
-            f"{len(shared)} windows of {other} are also in {one} (first: {one}[{first}] = {other}[{second}]); "
-            "the measured accuracy would mean nothing"
-        )
-
-
-def _digest(window: Floats) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(window).tobytes()).digest()
+    types: str
+    method: str
+    reduce_range: bool = False
+    keep: tuple[str, ...] = ()
 
 
 def static_qdq(
@@ -107,43 +73,88 @@ def static_qdq(
     scheme: str = "u8s8",
     method: str = "minmax",
     reduce_range: bool = False,
+    keep: tuple[str, ...] = (),
 ) -> Step:
     """A step that quantizes an artifact: weights per channel, activations by their range over the windows.
 
-    windows: (n, ...) float32 in the model's layout. scheme: types of activations and weights.
+    windows: (n, ...) float32 in the model's layout. scheme: types of activations and weights. keep: nodes that stay
+    float32, by their names in `prepared`, which `sensitivity` gives.
     Raises ExportError for an unknown scheme or method; "distribution" is one, because ONNX Runtime accepts it
     for int8 and then destroys the model. The step raises ExportError when less than MIN_SHARE of the weights becomes
-    int8.
+    int8, not counting those to keep, and when the outputs over the windows are destroyed.
     """
+    check_scheme(scheme)
+    check_method(method)
+    return lambda artifact: _qdq(artifact, windows, Scheme(scheme, method, reduce_range, keep))
+
+
+def check_scheme(scheme: str) -> None:
+    """Raises ExportError for an unknown one."""
     if scheme not in SCHEMES:
         raise ExportError(f"quantization scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}")
-    if method not in METHODS:
-        raise ExportError(f"calibration method {method!r}, wanted one of {', '.join(METHODS)}")
-    settings = _Settings(scheme, method, reduce_range)
-    return lambda artifact: _qdq(artifact, windows, settings)
 
 
-def _qdq(artifact: Artifact, windows: Floats, settings: _Settings) -> Artifact:
-    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        before = prepared(artifact, Path(folder), "static int8", min_opset=MIN_OPSET)
-        front = ancestors(before.graph, artifact.front_end)
-        reader = _Windows(artifact.input, windows, batch_of(before))
-        quantized = _quantized(before, reader, Path(folder), settings=settings, kept=sorted(front))
-    done = quantized_operators(quantized)
-    _check(quantized, artifact.front_end, done)
-    bits = ", 7-bit weights" if settings.reduce_range else ""
-    return _reported(
-        changed(
-            artifact,
-            quantized,
-            f"static QDQ int8 {settings.scheme} per channel{bits}, {settings.method} over {len(windows)} train windows",
-            name=f"int8-{settings.scheme}",
-            precision="int8",
-        ),
-        before,
-        done,
-        STATIC_FLOAT,
-    )
+def _qdq(artifact: Artifact, windows: Floats, scheme: Scheme) -> Artifact:
+    ready = prepared(artifact, "static int8", min_opset=MIN_OPSET)
+    if unknown := sorted(set(scheme.keep) - {node.name for node in ready.body.graph.node}):
+        raise ExportError(
+            f"static int8: no nodes {', '.join(unknown)} to keep in float32; there are "
+            f"{', '.join(weighted(ready.body))}"
+        )
+    found = ranges(ready.body, ready.parts.feeds(windows), method=scheme.method, session=artifact.session)
+    body = qdq(ready.body, found, scheme)
+    done = quantized_operators(body)
+    if not done:
+        raise ExportError(
+            f"quantization changed no {', '.join(WEIGHTED)}; the graph has {operators(parse(artifact.model))}. Every "
+            "such operator is missing, kept in float32 or belongs to the front-end"
+        )
+    bits = ", 7-bit weights" if scheme.reduce_range else ""
+    kept = f", {', '.join(scheme.keep)} kept in float32" if scheme.keep else ""
+    told = f"static QDQ int8 {scheme.types} per channel{bits}, {scheme.method} over {len(windows)} train windows{kept}"
+    made = changed(artifact, ready.parts.joined(body), told, name=f"int8-{scheme.types}", precision="int8")
+    if scheme.keep:
+        made = msgspec.structs.replace(made, session=staying_float(made.session))
+    compared = _compared(artifact, made, windows, scheme.method)
+    made = msgspec.structs.replace(made, steps=(*made.steps, compared))
+    return _reported(made, ready, body, done, STATIC_FLOAT, keep=scheme.keep)
+
+
+def _compared(artifact: Artifact, made: Artifact, windows: Floats, method: str) -> str:
+    """What the int8 outputs over the windows have to do with those in float32.
+
+    Raises ExportError when it is next to nothing, in all or in what the outputs vary by from window to window.
+    """
+    wanted, found = outputs_of(artifact, windows), outputs_of(made, windows)
+    typical = wanted.mean(axis=0, keepdims=True)
+    whole, varying = snr_db(wanted, found), snr_db(wanted - typical, found - typical)
+    agreement = float(np.mean(wanted.argmax(axis=-1) == found.argmax(axis=-1)))
+    told = f"output SNR {whole:.1f} dB, the same largest output in {agreement:.1%} of them"
+    if not whole >= MIN_SNR_DB or (varying < MIN_SNR_DB and agreement < MIN_AGREEMENT):
+        raise ExportError(
+            f"calibration method {method} destroys the model: over {len(windows)} windows {told}, wanted at least "
+            f"{MIN_SNR_DB:g} dB and, where what the outputs vary by has less than that ({varying:.1f} dB here), "
+            f"{MIN_AGREEMENT:.0%}"
+        )
+    return f"over the calibration windows {told}"
+
+
+def staying_float(session: dict[str, str]) -> dict[str, str]:
+    """The session entries, with the one that stops ONNX Runtime from quantizing by itself, while it loads the graph,
+    the weights of an operator that was left in float32 between int8 ones.
+    """
+    others = session.get(DISABLED, "")
+    return {**session, DISABLED: f"{others};{WEIGHT_QUANTIZER}" if others else WEIGHT_QUANTIZER}
+
+
+def weighted(body: onnx.ModelProto) -> list[str]:
+    """Names of the nodes whose weights can become int8."""
+    constants = {tensor.name for tensor in body.graph.initializer}
+    return [
+        node.name
+        for node in body.graph.node
+        if node.op_type in WEIGHTED and any(name in constants for name in node.input[1:2])
+    ]
 
 
 def dynamic(*, reduce_range: bool = False) -> Step:
@@ -157,12 +168,11 @@ def dynamic(*, reduce_range: bool = False) -> Step:
 
 
 def _dynamic(artifact: Artifact, *, reduce_range: bool) -> Artifact:
-    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        before = prepared(artifact, Path(folder), "dynamic int8")
-        front = ancestors(before.graph, artifact.front_end)
-        quantized = _quantized_dynamically(before, Path(folder), reduce_range=reduce_range, kept=sorted(front))
+    ready = prepared(artifact, "dynamic int8")
+    body = _quantized_dynamically(ready.body, reduce_range=reduce_range)
+    quantized = ready.parts.joined(body)
     _fix_batch(quantized)
-    done = Counter(node.op_type for node in quantized.graph.node if node.op_type in INTEGER)
+    done = Counter(node.op_type for node in body.graph.node if node.op_type in INTEGER)
     bits = ", 7-bit weights" if reduce_range else ""
     return _reported(
         changed(
@@ -172,19 +182,28 @@ def _dynamic(artifact: Artifact, *, reduce_range: bool) -> Artifact:
             name="int8-dynamic",
             precision="int8",
         ),
-        before,
+        ready,
+        body,
         done,
         DYNAMIC_FLOAT,
     )
 
 
-def _reported(artifact: Artifact, before: onnx.ModelProto, done: Counter[str], why: dict[str, str]) -> Artifact:
+def _reported(
+    artifact: Artifact,
+    ready: Prepared,
+    body: onnx.ModelProto,
+    done: Counter[str],
+    why: dict[str, str],
+    *,
+    keep: tuple[str, ...] = (),
+) -> Artifact:
     """The quantized artifact with what was quantized, what was not, and what ONNX Runtime makes of it.
 
-    Raises ExportError when most of the weights stayed in float32. why: the reason of each such operator.
+    Raises ExportError when most of the weights, those of nodes to keep left out, stayed in float32. body: quantized.
+    done: operators that compute on int8 there. why: the reason of each such operator.
     """
-    after = parse(artifact.model)
-    had, left = (_float_weights(proto, artifact.front_end) for proto in (before, after))
+    had, left = _float_weights(ready.body, keep), _float_weights(body, keep)
     share = 1 - left.total() / had.total() if had else 0.0
     if share < MIN_SHARE:
         reasons = "; ".join(why[op] for op in left if op in why)
@@ -192,7 +211,7 @@ def _reported(artifact: Artifact, before: onnx.ModelProto, done: Counter[str], w
             f"{artifact.name}: only {share:.1%} of the weights would become int8, wanted at least {MIN_SHARE:.0%}. "
             f"In float32 stay {_weights(left)}{': ' if reasons else ''}{reasons}"
         )
-    front = ancestors(after.graph, artifact.front_end)
+    front = ready.parts.front
     note = f"; {len(front)} front-end nodes left in float32" if front else ""
     stayed = f"; in float32 stay {_weights(left)}" if left else ""
     told = f"quantized: {listed(done)}, {share:.1%} of the weights{stayed}{note}"
@@ -203,11 +222,10 @@ def _weights(counts: Counter[str]) -> str:
     return ", ".join(f"{count} weights of {op}" for op, count in counts.most_common()) or "no weights"
 
 
-def _float_weights(proto: onnx.ModelProto, front_end: str) -> Counter[str]:
-    """Elements of float32 weights by the operator that reads them, those of the front-end left out."""
+def _float_weights(proto: onnx.ModelProto, without: tuple[str, ...]) -> Counter[str]:
+    """Elements of float32 weights by the operator that reads them. without: names of nodes that do not count."""
     import onnx
 
-    front = ancestors(proto.graph, front_end)
     sizes = {
         tensor.name: math.prod(tensor.dims)
         for tensor in proto.graph.initializer
@@ -215,7 +233,7 @@ def _float_weights(proto: onnx.ModelProto, front_end: str) -> Counter[str]:
     }
     counts: Counter[str] = Counter()
     for node in proto.graph.node:
-        if node.name not in front and node.op_type in (*WEIGHTED, *RECURRENT, *DYNAMIC):
+        if node.name not in without and node.op_type in (*WEIGHTED, *RECURRENT, *DYNAMIC):
             counts[node.op_type] += sum(sizes.pop(name, 0) for name in node.input)
     return +counts
 
@@ -233,114 +251,67 @@ def quantized_operators(proto: onnx.ModelProto) -> Counter[str]:
     return counts
 
 
-def prepared(artifact: Artifact, folder: Path, step: str, *, min_opset: int = 1) -> onnx.ModelProto:
-    """The graph after ORT's pre-processing (shape inference, folding, fusions), its front-end boundary kept.
+def qdq(
+    body: onnx.ModelProto, found: dict[str, Range], scheme: Scheme, *, only: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """The body with quantizers around its operators. found: of all its activations. only: nodes, where not all.
 
-    step: what wants it, for errors. Raises ExportError when the graph is no float32 one, is of an opset below
-    min_opset, or cannot be processed.
-    As an output of the graph the boundary cannot be fused away; the node metadata of the exporter would not
-    survive this step. Symbolic shape inference is left out: torch's exporter has recorded the shapes already, and
-    ONNX Runtime's fails on some of them (1.32, a MatMul it knows no rank of).
+    Raises ExportError with what ONNX Runtime's quantizer says when it fails.
     """
     load_onnxruntime()
-    from onnxruntime.quantization.preprocess import quant_pre_process  # after telemetry is off
-
-    proto = parse(artifact.model)
-    require_float32(artifact, proto, step)
-    opset = max(entry.version for entry in proto.opset_import if entry.domain == "")
-    if opset < min_opset:
-        raise ExportError(f"{step}: the graph has opset {opset}, wanted at least {min_opset}")
-    if artifact.front_end:
-        proto.graph.output.append(next(v for v in proto.graph.value_info if v.name == artifact.front_end))
-    source, target = folder / "exported.onnx", folder / "prepared.onnx"
-    source.write_bytes(proto.SerializeToString())
-    try:
-        with silenced():
-            quant_pre_process(source, target, skip_optimization=False, skip_onnx_shape=False, skip_symbolic_shape=True)
-    except Exception as error:
-        raise ExportError(
-            f"{step}: pre-processing before quantization failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    done = parse(target.read_bytes())
-    name_nodes(done)
-    if artifact.front_end:
-        done.graph.output.remove(next(v for v in done.graph.output if v.name == artifact.front_end))
-    return done
-
-
-class _Settings(msgspec.Struct, frozen=True):
-    scheme: str
-    method: str
-    reduce_range: bool
-
-
-class _Windows:
-    """Calibration inputs, a batch at a time, as ORT's calibrator asks for them. axis: the graph's, fixed or named."""
-
-    def __init__(self, name: str, windows: Floats, axis: int | str) -> None:
-        batch = axis if isinstance(axis, int) else CALIBRATION_BATCH
-        self._batches = iter([{name: windows[i : i + batch]} for i in range(0, len(windows), batch)])
-
-    def get_next(self) -> dict[str, Floats] | None:
-        return next(self._batches, None)
-
-
-def _quantized(
-    proto: onnx.ModelProto, reader: _Windows, folder: Path, *, settings: _Settings, kept: list[str]
-) -> onnx.ModelProto:
-    load_onnxruntime()
     from onnxruntime import quantization as ort
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    activations, weights = SCHEMES[settings.scheme]
-    target = folder / "quantized.onnx"
+    activations, weights = (ort.QuantType[kind] for kind in SCHEMES[scheme.types])
+    limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     try:
         with silenced():
-            ort.quantize_static(
-                proto,
-                target,
-                reader,
-                quant_format=ort.QuantFormat.QDQ,
-                op_types_to_quantize=None,
+            quantizer = QDQQuantizer(
+                save_and_reload_model_with_shape_infer(body),
                 per_channel=True,
-                reduce_range=settings.reduce_range,
-                activation_type=ort.QuantType[activations],
-                weight_type=ort.QuantType[weights],
-                nodes_to_quantize=None,
-                nodes_to_exclude=kept,
-                use_external_data_format=False,
-                calibrate_method=ort.CalibrationMethod[METHODS[settings.method]],
-                calibration_providers=["CPUExecutionProvider"],
+                reduce_range=scheme.reduce_range,
+                weight_qType=weights,
+                activation_qType=activations,
+                tensors_range=TensorsData(ort.CalibrationMethod.MinMax, limits),
+                nodes_to_quantize=list(only),
+                nodes_to_exclude=list(scheme.keep),
+                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
                 extra_options={},
             )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
     except Exception as error:
         raise ExportError(f"quantization failed: {type(error).__name__}: {one_line(error)}") from error
-    return parse(target.read_bytes())
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
 
-def _quantized_dynamically(
-    proto: onnx.ModelProto, folder: Path, *, reduce_range: bool, kept: list[str]
-) -> onnx.ModelProto:
+def _quantized_dynamically(body: onnx.ModelProto, *, reduce_range: bool) -> onnx.ModelProto:
     load_onnxruntime()
     from onnxruntime import quantization as ort
 
-    target = folder / "quantized.onnx"
-    try:
-        with silenced():
-            ort.quantize_dynamic(
-                proto,
-                target,
-                op_types_to_quantize=list(DYNAMIC),
-                per_channel=False,
-                reduce_range=reduce_range,
-                weight_type=ort.QuantType.QInt8,
-                nodes_to_quantize=None,
-                nodes_to_exclude=kept,
-                use_external_data_format=False,
-                extra_options={"MatMulConstBOnly": True},
-            )
-    except Exception as error:
-        raise ExportError(f"quantization failed: {type(error).__name__}: {one_line(error)}") from error
-    return parse(target.read_bytes())
+    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
+        target = Path(folder) / "quantized.onnx"
+        try:
+            with silenced():
+                ort.quantize_dynamic(
+                    body,
+                    target,
+                    op_types_to_quantize=list(DYNAMIC),
+                    per_channel=False,
+                    reduce_range=reduce_range,
+                    weight_type=ort.QuantType.QInt8,
+                    nodes_to_quantize=None,
+                    nodes_to_exclude=None,
+                    use_external_data_format=False,
+                    extra_options={"MatMulConstBOnly": True},
+                )
+        except Exception as error:
+            raise ExportError(f"quantization failed: {type(error).__name__}: {one_line(error)}") from error
+        return parse(target.read_bytes())
 
 
 def _fix_batch(proto: onnx.ModelProto) -> None:
@@ -350,15 +321,3 @@ def _fix_batch(proto: onnx.ModelProto) -> None:
             if name and axis.dim_param == name:
                 axis.dim_value = 1
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-
-
-def _check(proto: onnx.ModelProto, front_end: str, done: Counter[str]) -> None:
-    if not done:
-        raise ExportError(
-            f"quantization changed no {', '.join(WEIGHTED)}; the graph has {operators(proto)}. Every such operator is "
-            "missing or belongs to the front-end"
-        )
-    before = ancestors(proto.graph, front_end)
-    touched = [node.name for node in proto.graph.node if node.name in before and node.op_type in QDQ]
-    if touched:
-        raise ExportError(f"quantization reached into the front-end: {', '.join(touched)}")

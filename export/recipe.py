@@ -1,11 +1,13 @@
 """What a user writes about a model, loaded from a plain Python file and checked before anything is computed.
 
-A recipe defines NAME, VERSION, SEED, INPUT, LABELS, build() and data(); OUTPUT, BUDGET, THRESHOLD, EPOCHS, train()
-and metric() when the defaults do not fit. Whatever its code raises becomes one line that names the file and line.
+A recipe defines NAME, VERSION, SEED, INPUT, LABELS, build() and data(); OUTPUT, BUDGET, THRESHOLD, EPOCHS, train(),
+metric() and augment() when the defaults do not fit. Whatever its code raises becomes one line that names the file and
+line.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -27,6 +29,7 @@ from edge_runtime.records import Floats, InputSpec
 if TYPE_CHECKING:
     from types import ModuleType
 
+    import torch
     from torch import nn
 
 __all__ = ["Budget", "InputSpec", "Progress", "Recipe", "Split", "Splits", "load", "require_tools"]
@@ -34,6 +37,8 @@ __all__ = ["Budget", "InputSpec", "Progress", "Recipe", "Split", "Splits", "load
 Budget = Budgets
 Labels = npt.NDArray[np.int64]
 Progress = Callable[[str], None]
+Metric = Callable[[Floats, Labels], float]
+Augment = Callable[["torch.Tensor", "torch.Generator"], "torch.Tensor"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -64,6 +69,8 @@ class Splits(msgspec.Struct, frozen=True):
 class Recipe(msgspec.Struct, frozen=True):
     """A checked recipe. path: of its file. train and metric: None means the default.
 
+    augment: (features, generator) to features, varied as the data may vary; compression fine-tunes on them. features
+    are what the front-end gives, or the input without one.
     metric: (outputs, targets) to a number, higher is better; outputs are (n, labels), or (n, 1) errors when the model
     gives a reconstruction or an error. threshold: the error above which a window is an anomaly. summary: the recipe's
     docstring.
@@ -81,9 +88,10 @@ class Recipe(msgspec.Struct, frozen=True):
     epochs: int
     summary: str
     build: Callable[[], nn.Module]
-    data: Callable[[], Splits]
+    data: Callable[..., Splits]
     train: Callable[..., None] | None
-    metric: Callable[[Floats, Labels], float] | None
+    metric: Metric | None
+    augment: Augment | None = None
 
 
 def require_tools(tools: tuple[str, ...] = TOOLS) -> None:
@@ -122,6 +130,7 @@ def load(path: Path) -> Recipe:
         data=_checked_data(path, module),
         train=_function(path, module, "train") if hasattr(module, "train") else None,
         metric=_function(path, module, "metric") if hasattr(module, "metric") else None,
+        augment=_function(path, module, "augment") if hasattr(module, "augment") else None,
     )
     _check(recipe)
     return recipe
@@ -222,12 +231,12 @@ def _function(path: Path, module: ModuleType, name: str) -> Callable[..., Any]:
     return _guarded(path, f"{name}()", function)
 
 
-def _checked_data(path: Path, module: ModuleType) -> Callable[[], Splits]:
-    """The recipe's data(), its result held against INPUT and LABELS."""
+def _checked_data(path: Path, module: ModuleType) -> Callable[..., Splits]:
+    """The recipe's data(), its result held against INPUT and LABELS; settings, as a benchmark's fold, go through."""
     function = _function(path, module, "data")
 
-    def data() -> Splits:
-        splits = function()
+    def data(**settings: int) -> Splits:
+        splits = function(**settings)
         if not isinstance(splits, Splits):
             raise ExportError(f"{path}: data() returned {type(splits).__name__}, wanted export.recipe.Splits")
         for name in splits.__struct_fields__:
@@ -272,3 +281,19 @@ def _check(recipe: Recipe) -> None:
     for wrong, fact in problems:
         if wrong:
             raise ExportError(f"{path}: {fact}")
+
+
+def files_of(recipe: Path) -> list[Path]:
+    """The recipe's file and its neighbours that it imports, and theirs."""
+    found: list[Path] = []
+    waiting = [recipe.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            waiting += [path.parent / f"{name}.py" for name in named]
+    return sorted(found)

@@ -7,25 +7,32 @@ from typing import Any
 
 import msgspec
 
-from export.recipe import Recipe
-from export.search import Measured, Outcome, Verdict, excess
+from export.candidate import Measured
+from export.choose import Verdict, nearest, relaxed
+from export.evaluate import Evaluation
+from export.search import Outcome
+from export.task import Task
 
 POINTS = 100
 
 
-def header(recipe: Recipe, outcome: Outcome) -> list[str]:
-    metric = "accuracy" if recipe.metric is None else "metric"
-    n = len(outcome.splits.test.targets)
+def rows(outcome: Outcome) -> list[list[str]]:
+    body = [row(m, v) for m, v in zip(outcome.measured, outcome.verdicts, strict=True)]
+    return [header(outcome.task), *body]
+
+
+def header(task: Task) -> list[str]:
     return [
         "variant",
-        f"test {metric} [95 %] (n={n})",
-        "drop (val)",
+        f"validation {_metric(task)} [95 %] (n={len(task.validation.targets)})",
+        "drop ± se",
+        "p",
         "KB",
         "agree",
         "SNR dB",
-        "McNemar p",
         "p50 us (IQR)",
         "x float32 (IQR)",
+        "s",
         "verdict",
     ]
 
@@ -33,21 +40,26 @@ def header(recipe: Recipe, outcome: Outcome) -> list[str]:
 def row(m: Measured, verdict: Verdict) -> list[str]:
     """One candidate as text cells; what could not be measured is a dash."""
     size = f"{m.size_kb:.1f}" if m.artifact else "-"
-    if m.test is None or m.latency is None:
-        return [m.name, "-", "-", size, "-", "-", "-", "-", "-", told(verdict)]
-    test, latency = m.test, m.latency
-    return [
-        m.name,
-        f"{test.metric:.4f} [{test.low:.4f}, {test.high:.4f}]",
-        f"{POINTS * m.drop:+.2f}",
-        size,
-        f"{test.agreement:.4f}",
-        f"{test.snr_db:.1f}" if math.isfinite(test.snr_db) else "inf",
-        f"{test.p_value:.3g}",
-        f"{latency.p50_us:.0f} ({latency.q1_us:.0f}-{latency.q3_us:.0f})",
-        f"{latency.speedup:.2f} ({latency.speedup_q1:.2f}-{latency.speedup_q3:.2f})",
-        told(verdict),
-    ]
+    judged = ["-"] * 5
+    if (v := m.validation) is not None:
+        snr = f"{v.snr_db:.1f}" if math.isfinite(v.snr_db) else "inf"
+        drop = f"{POINTS * v.drop.value:+.2f} ± {POINTS * v.drop.error:.2f}"
+        judged = [_interval(v), drop, f"{v.drop.p_value:.2g}", f"{v.agreement:.4f}", snr]
+    timed = ["-", "-"]
+    if (t := m.latency) is not None:
+        timed = [
+            f"{t.p50_us:.0f} ({t.q1_us:.0f}-{t.q3_us:.0f})",
+            f"{t.speedup:.2f} ({t.speedup_q1:.2f}-{t.speedup_q3:.2f})",
+        ]
+    return [m.name, *judged[:3], size, *judged[3:], *timed, f"{m.seconds:.1f}", told(verdict)]
+
+
+def _interval(found: Evaluation) -> str:
+    return f"{found.metric:.4f} [{found.low:.4f}, {found.high:.4f}]"
+
+
+def _metric(task: Task) -> str:
+    return "accuracy" if task.metric is None else "metric"
 
 
 def told(verdict: Verdict) -> str:
@@ -56,9 +68,20 @@ def told(verdict: Verdict) -> str:
     return f"{status}: {'; '.join(verdict.reasons)}" if verdict.reasons else status
 
 
-def rows(recipe: Recipe, outcome: Outcome) -> list[list[str]]:
-    body = [row(m, v) for m, v in zip(outcome.measured, outcome.verdicts, strict=True)]
-    return [header(recipe, outcome), *body]
+def tested(outcome: Outcome) -> str:
+    """What the test split says of float32 and the chosen one, a sentence; why nothing, where there is no such split."""
+    task, before = outcome.task, outcome.measured[0].test
+    if task.test is None or before is None:
+        return "No test split was given: the figures are those that chose, and flatter the chosen one."
+    said = f"Test {_metric(task)} (n={before.n}, looked at once): float32 {_interval(before)}"
+    after = outcome.chosen.test if outcome.chosen else None
+    if after is None or outcome.chosen is None or not outcome.chosen.chain:
+        return f"{said}."
+    drop = after.drop
+    return (
+        f"{said}; {outcome.chosen.name} {_interval(after)}: drop {POINTS * drop.value:+.2f} points "
+        f"[{POINTS * drop.low:+.2f}, {POINTS * drop.high:+.2f}], p {drop.p_value:.2g}."
+    )
 
 
 def plain(cells: list[list[str]]) -> str:
@@ -74,11 +97,20 @@ def markdown(cells: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
 
 
-def as_json(recipe: Recipe, outcome: Outcome) -> bytes:
+def page(outcome: Outcome) -> str:
+    """The table and what follows from it, for a terminal."""
+    return "\n".join(
+        [plain(rows(outcome)), "", tested(outcome), *([f"Stopped: {outcome.stopped}."] * bool(outcome.stopped))]
+    )
+
+
+def as_json(outcome: Outcome) -> bytes:
     """Everything measured, for programs; an infinite SNR is null."""
+    task = outcome.task
     variants: list[dict[str, Any]] = [
         {
             "variant": m.name,
+            "chain": m.chain,
             "status": verdict.status,
             "reasons": verdict.reasons,
             "size_kb": m.size_kb if m.artifact else None,
@@ -86,23 +118,33 @@ def as_json(recipe: Recipe, outcome: Outcome) -> bytes:
             "validation": m.validation,
             "test": m.test,
             "latency": m.latency,
+            "seconds": m.seconds,
             "steps": m.artifact.steps if m.artifact else (),
         }
         for m, verdict in zip(outcome.measured, outcome.verdicts, strict=True)
     ]
     return msgspec.json.encode(
         {
-            "name": recipe.name,
-            "version": recipe.version,
-            "seed": recipe.seed,
-            "budget": recipe.budget,
+            "name": task.name,
+            "version": task.version,
+            "seed": task.seed,
+            "budget": task.budget,
+            "target": outcome.target,
+            "seconds": outcome.seconds,
+            "stopped": outcome.stopped,
             "chosen": outcome.chosen.name if outcome.chosen else None,
             "variants": variants,
         }
     )
 
 
-def missed(recipe: Recipe, near: list[Measured]) -> str:
-    """One line for a budget that nothing keeps, naming the candidates that miss it by least."""
-    told_of = [f"{m.name} ({'; '.join(excess(m, recipe.budget))})" for m in near]
-    return f"no candidate keeps the budget; nearest: {', '.join(told_of)}"
+def missed(outcome: Outcome) -> str:
+    """Lines for a budget that nothing keeps: the candidates that miss it by least, and what to relax for each."""
+    near = nearest(outcome.measured, outcome.task.budget)
+    told_of = [
+        f"  {m.name}: {m.size_kb:.1f} KB, {m.latency.speedup:.2f}x, {POINTS * m.drop:+.2f} points; "
+        f"relax to {relaxed(m, outcome.task.budget)}"
+        for m in near
+        if m.latency
+    ]
+    return "\n".join(["no candidate keeps the budget; nearest:", *told_of])

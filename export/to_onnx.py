@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 import onnx
 import torch
+from onnxscript import ir, optimizer
 from torch import nn
 
 from edge_runtime.errors import ExportError
@@ -17,6 +21,7 @@ from export.artifact import Artifact, batch_of, changed, name_nodes, outputs_of,
 from export.quiet import silenced
 from export.train import torch_outputs
 
+MAX_COMPUTED = 256  # elements: larger tensors that can be computed from smaller ones are not stored in the file
 EXAMPLE_BATCH = 2  # an example of one window makes the exporter fix the batch axis to 1 (pytorch#157621)
 FRONT_END = "front_end"
 SCORES = "scores"
@@ -39,7 +44,19 @@ class _WithBoundary(nn.Module):
         return output, self.boundary[0]
 
 
-def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: str) -> Artifact:
+class Form(msgspec.Struct, frozen=True):
+    """Another way to write a network down, whose outputs must equal the network's all the same.
+
+    mode: what the exporter runs in. finish: changes the graph that it made.
+    """
+
+    mode: Callable[[], AbstractContextManager[object]]
+    finish: Callable[[onnx.ModelProto], None]
+
+
+def export(
+    model: nn.Module, windows: Floats, *, input_name: str, output_name: str, form: Form | None = None
+) -> Artifact:
     """The model as a float32 artifact whose outputs equal torch's.
 
     windows: (n, ...) float32 in the model's layout, n >= 7, real ones: they are the example and the proof.
@@ -53,13 +70,17 @@ def export(model: nn.Module, windows: Floats, *, input_name: str, output_name: s
     module = _WithBoundary(model, front_end).eval() if has_front_end else model  # type: ignore[arg-type]
     names = [output_name, FRONT_END] if has_front_end else [output_name]
     try:
-        proto = _dynamo(module, torch.from_numpy(windows[:EXAMPLE_BATCH].copy()), input_name, names)
+        example = torch.from_numpy(windows[:EXAMPLE_BATCH].copy())
+        with form.mode() if form else nullcontext():
+            proto = _dynamo(module, example, input_name, names)
     finally:
         if isinstance(module, _WithBoundary):
             module.hook.remove()
     _check_batch(proto)
     boundary = _drop_boundary(proto) if has_front_end else ""
     _strip(proto)
+    if form:
+        form.finish(proto)
     artifact = Artifact(
         name="float32",
         precision="float32",
@@ -139,12 +160,31 @@ def _dynamo(module: nn.Module, example: torch.Tensor, input_name: str, output_na
                 input_names=[input_name],
                 output_names=output_names,
                 verbose=False,
+                optimize=False,
             )
+            if program is None:
+                raise ExportError("the torch exporter returned no program")
+            optimizer.optimize_ir(program.model, should_fold=_is_stored)
     except Exception as error:
         raise ExportError(explain(error)) from error
-    if program is None:
-        raise ExportError("the torch exporter returned no program")
     return parse(program.model_proto.SerializeToString())
+
+
+def _is_stored(node: ir.Node) -> bool | None:
+    """False for a large tensor that small constants give: ONNX Runtime computes it while loading, the file stays small.
+
+    The exporter's own folding, which None leaves the decision to, makes 120 KB of the cosines of a Fourier transform.
+    """
+    given = [value.const_value for value in node.inputs if value is not None]
+    if any(tensor is None or tensor.size > MAX_COMPUTED for tensor in given):
+        return None
+    large = [value for value in node.outputs if value.shape is not None and _elements(value.shape) > MAX_COMPUTED]
+    return False if large else None
+
+
+def _elements(shape: ir.Shape) -> int:
+    """0 where the batch axis, or any other, is free."""
+    return math.prod(size if isinstance(size, int) else 0 for size in shape)
 
 
 def explain(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export.evaluate import check_metric
 from export.recipe import Progress, Recipe, Splits
+from export.weights import tuned
 
-THREADS = 2
+THREADS = 1  # small nets gain little from a second core, and take nine times as long when somebody else has it
 BATCH = 64
 LEARNING_RATE = 1e-3
 
@@ -36,20 +38,27 @@ def deterministic(seed: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict)
 
 
-def trained(recipe: Recipe, splits: Splits, progress: Progress) -> nn.Module:
+def trained(recipe: Recipe, splits: Splits, progress: Progress, *, kept: Path | None = None) -> nn.Module:
     """The recipe's model, trained, in evaluation mode. Raises ExportError when it does not fit the recipe.
 
-    What cannot work is found before the training, not after it.
+    What cannot work is found before the training, not after it. kept: a file of the weights, read or else written.
     """
     model = recipe.build()
     if not isinstance(model, nn.Module):
         raise ExportError(f"{recipe.path}: build() returned {type(model).__name__}, wanted torch.nn.Module")
     _check_forward(recipe, model, splits)
     check_metric(recipe, splits.validation, torch_outputs(model, splits.validation.inputs))
-    if recipe.train is None:
-        fit(model, splits, seed=recipe.seed, epochs=recipe.epochs, progress=progress)
+
+    def train(module: nn.Module) -> None:
+        if recipe.train is None:
+            fit(module, splits, seed=recipe.seed, epochs=recipe.epochs, progress=progress)
+        else:
+            recipe.train(module, splits, seed=recipe.seed, progress=progress)
+
+    if kept is None:
+        train(model)
     else:
-        recipe.train(model, splits, seed=recipe.seed, progress=progress)
+        tuned(model, kept, train)
     return model.eval().requires_grad_(False)
 
 

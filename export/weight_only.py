@@ -6,8 +6,6 @@ storage and download, not time or memory, and it needs the session entry that ma
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,8 +13,8 @@ import numpy as np
 
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
-from export.artifact import DEQUANTIZE, Artifact, Step, ancestors, changed, operators
-from export.quantize import MIN_OPSET, RECURRENT, prepared
+from export.artifact import DEQUANTIZE, RECURRENT, Artifact, Step, changed, operators, parse
+from export.prepare import MIN_OPSET, prepared
 
 if TYPE_CHECKING:
     import onnx
@@ -41,16 +39,15 @@ def int8(*, min_elements: int = MIN_ELEMENTS) -> Step:
 def _int8(artifact: Artifact, min_elements: int) -> Artifact:
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="edge-export-") as folder:
-        proto = prepared(artifact, Path(folder), "weight-only int8", min_opset=MIN_OPSET)
-    graph = proto.graph
+    ready = prepared(artifact, "weight-only int8", min_opset=MIN_OPSET)
+    graph = ready.body.graph
     total = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
-    axes = _axes(graph, artifact.front_end)
+    axes = _axes(graph)
     chosen = [t for t in graph.initializer if t.name in axes and int(np.prod(t.dims)) >= min_elements]
     if not chosen:
         raise ExportError(
             f"weight-only int8: no float32 weight of {min_elements} elements or more; the graph has "
-            f"{operators(proto)} and {total} elements in all"
+            f"{operators(parse(artifact.model))} and {total} elements behind the front-end"
         )
     for tensor in chosen:
         stored, scale = rows_to_int8(onnx.numpy_helper.to_array(tensor), axes[tensor.name])
@@ -60,7 +57,7 @@ def _int8(artifact: Artifact, min_elements: int) -> Artifact:
         f"weight-only int8: {len(chosen)} weights, {elements} of {total} elements, symmetric per row; "
         "session.disable_quant_qdq=1, so that they are folded when the model is loaded"
     )
-    done = changed(artifact, proto, told, name="int8-weights", precision=PRECISION)
+    done = changed(artifact, ready.parts.joined(ready.body), told, name="int8-weights", precision=PRECISION)
     return msgspec.structs.replace(done, session={**artifact.session, **FOLDED})
 
 
@@ -74,18 +71,16 @@ def rows_to_int8(weight: Floats, axis: int) -> tuple[np.ndarray[tuple[int, ...],
     return stored, scale
 
 
-def _axes(graph: onnx.GraphProto, front_end: str) -> dict[str, int]:
+def _axes(graph: onnx.GraphProto) -> dict[str, int]:
     """Float32 initializers that are weights, each with its row axis; those read as anything else are left out."""
     import onnx
 
-    front = ancestors(graph, front_end)
     ranks = {t.name: len(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     found: dict[str, set[int | None]] = {}
     for node in graph.node:
         for slot, name in enumerate(node.input):
             if name in ranks:
-                axis = None if node.name in front else _axis(node, slot, ranks[name])
-                found.setdefault(name, set()).add(axis)
+                found.setdefault(name, set()).add(_axis(node, slot, ranks[name]))
     return {name: axis for name, (axis, *more) in found.items() if axis is not None and not more}
 
 
@@ -98,7 +93,7 @@ def _axis(node: onnx.NodeProto, slot: int, rank: int) -> int | None:
     if node.op_type == "Gemm":
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         return 0 if transposed else 1
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}.get(node.op_type)
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1, "Attention": 1}.get(node.op_type)
 
 
 def _replace(

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import torch
+from export_recipes.tones import Standardize
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -41,6 +42,21 @@ class Encoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoder(x).mean(dim=1))
+
+
+class Wide(nn.Module):
+    """The net of the recipe with more channels, so that its weights are most of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front_end = Standardize()
+        self.body = nn.Sequential(
+            nn.Conv1d(2, 48, 9, 4), nn.BatchNorm1d(48), nn.ReLU(), nn.Conv1d(48, 64, 5, 4), nn.ReLU()
+        )
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.front_end(x)).mean(dim=2))
 
 
 class Convolutions(nn.Module):
@@ -106,6 +122,30 @@ def two_matrices(learned: np.ndarray | None = None) -> Artifact:
         helper.make_node("MatMul", ["front_end", "learned"], ["y"], name="body"),
     ]
     return artifact_of(nodes, constants, shape=[8], width=4, front_end="front_end")
+
+
+@cache
+def recurrent(op: str) -> Artifact:
+    """x (batch, 12, 6) -> Transpose -> GRU or LSTM of 32 -> Reshape by the shape of x -> Gemm -> y (batch, 5)."""
+    random, gates = np.random.default_rng(SEED), {"GRU": 3, "LSTM": 4}[op]
+    constants = {
+        "w": random.normal(size=(1, gates * 32, 6)).astype(np.float32) / 4,
+        "r": random.normal(size=(1, gates * 32, 32)).astype(np.float32) / 8,
+        "head": random.normal(size=(32, 5)).astype(np.float32),
+        "start": np.array([0]),
+        "end": np.array([1]),
+        "units": np.array([32]),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], name="turn", perm=[1, 0, 2]),
+        helper.make_node(op, ["steps", "w", "r"], ["", "last"], name="rnn", hidden_size=32),
+        helper.make_node("Shape", ["x"], ["shape"], name="shape"),
+        helper.make_node("Slice", ["shape", "start", "end"], ["batch"], name="slice"),
+        helper.make_node("Concat", ["batch", "units"], ["wanted"], name="concat", axis=0),
+        helper.make_node("Reshape", ["last", "wanted"], ["flat"], name="reshape"),
+        helper.make_node("Gemm", ["flat", "head"], ["y"], name="head"),
+    ]
+    return artifact_of(nodes, constants, shape=[12, 6], width=5)
 
 
 def altered(artifact: Artifact, *, opset: int = 20, batch: int = 0, listed: bool = False) -> Artifact:

@@ -40,12 +40,15 @@ def test_every_step_of_the_first_table_exists_with_these_options() -> None:
     """Each signature in the table is Python: called with its own defaults it gives a step."""
     import inspect
 
-    from export import clean, half, prune, quantize, weight_only
+    from export import clean, fuse, half, prune, prune_units, qat, quantize, weight_only
 
-    modules = {"clean": clean, "half": half, "prune": prune, "quantize": quantize, "weight_only": weight_only}
+    modules = {
+        m.__name__.removeprefix("export."): m
+        for m in (clean, fuse, half, prune, prune_units, qat, quantize, weight_only)
+    }
     signatures = re.findall(r"^\| `(\w+)\.(\w+)\((.*?)\)` \|", PAGE, re.MULTILINE)
 
-    assert len(signatures) == 6
+    assert len(signatures) == 9
     for module, function, options in signatures:
         parameters = inspect.signature(getattr(modules[module], function)).parameters.values()
         found = [p.name if p.default is p.empty else f"{p.name}={p.default!r}".replace("'", '"') for p in parameters]

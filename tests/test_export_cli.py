@@ -13,10 +13,10 @@ import pytest
 
 from edge_runtime.model import bundle
 from edge_runtime.model.session import Session, SessionSettings
-from export import contents, pack, report
+from export import compress, contents, originals, pack, report
 from export.artifact import outputs_of
-from export.recipe import load
-from export.search import Outcome, search
+from export.recipe import Progress, load
+from export.search import Outcome
 
 pytestmark = pytest.mark.torch
 
@@ -43,7 +43,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     """The same recipe run a second time, in this process."""
-    return search(load(TONES), progress=lambda _text: None)
+    return searched(TONES, quiet)
+
+
+def quiet(_text: str) -> None: ...
+
+
+def searched(path: Path, progress: Progress) -> Outcome:
+    """What `edge-export run` finds."""
+    task = originals.of_recipe(load(path), folder=None, progress=progress)
+    return compress.run(task, effort="post-training", progress=progress).outcome
 
 
 def test_a_run_writes_a_bundle_that_the_runtime_accepts_and_runs(exported) -> None:
@@ -64,11 +73,15 @@ def test_a_run_in_a_pipe_says_the_measured_on_stdout_and_one_line_on_stderr(expo
     told = msgspec.json.decode(done.stdout)
 
     assert done.stderr == f"t.edge: {told['chosen']}, {path.stat().st_size / 1000:.1f} KB\n"
-    assert [variant["variant"] for variant in told["variants"]] == ["float32", "int8-u8s8", "int8-s8s8"]
+    names = [variant["variant"] for variant in told["variants"]]
+    assert names[:3] == ["float32", "int8 u8s8 minmax", "int8 s8s8 minmax"]
+    assert len(set(names)) == 6
     assert [v["status"] for v in told["variants"]].count("chosen") == 1
     for variant in told["variants"]:
-        assert variant["test"]["low"] < variant["test"]["metric"] < variant["test"]["high"]
-        assert variant["test"]["metric"] > 0.5  # three labels: chance is a third
+        judged = variant["validation"]
+        assert judged["low"] < judged["metric"] < judged["high"]
+        assert judged["metric"] > 0.5  # three labels: chance is a third
+        assert (variant["test"] is not None) == (variant["variant"] in ("float32", told["chosen"]))
         assert variant["latency"]["rounds"] >= 60
 
 
@@ -86,27 +99,37 @@ def test_the_bundle_says_where_it_comes_from_and_nothing_of_this_machine(exporte
     assert set(provenance.tools) == {"edge-runtime", "numpy", "onnx", "onnxruntime", "onnxscript", "python", "torch"}
     assert provenance.steps[0] == "torch.onnx dynamo export, opset 20, dynamic batch axis"
     assert str(TONES.parent).encode() not in exported[0].read_bytes()
-    for needed in ("# tones 0.1.0", "test accuracy [95 %] (n=300)", "train: 600 windows", "Machine: ", "## Limits"):
+    for needed in (
+        "# tones 0.1.0",
+        "validation accuracy [95 %] (n=200)",
+        "Test accuracy (n=300",
+        "train: 600 windows",
+        "searched on: ",
+        "## Limits",
+    ):
         assert needed in found.card
 
 
-def test_the_same_recipe_gives_the_same_bundle_but_for_the_measured_times(exported, outcome: Outcome, tmp_path) -> None:
+def test_the_same_recipe_gives_the_same_bundle_but_for_the_measured_times(
+    exported, outcome: Outcome, tmp_path: Path, emulators: None
+) -> None:
     first = bundle.read(exported[0])
     name = msgspec.json.decode(exported[1].stdout)["chosen"]
     same = next(m for m in outcome.measured if m.name == name)
 
-    pack.pack(tmp_path / "again.edge", load(TONES), msgspec.structs.replace(outcome, chosen=same))
+    pack.pack(tmp_path / "again.edge", msgspec.structs.replace(outcome, chosen=same))
 
     again = bundle.read(tmp_path / "again.edge")
     for member in (bundle.MODEL, bundle.GOLDEN, bundle.REFERENCE):
         assert again.manifest.files[member] == first.manifest.files[member], member
-    assert again.manifest.provenance == first.manifest.provenance
+    for fact in ("provenance", "tolerances", "parity"):
+        assert getattr(again.manifest, fact) == getattr(first.manifest, fact)
 
 
 def test_an_int8_bundle_holds_its_own_golden_vectors(outcome: Outcome, tmp_path: Path) -> None:
-    int8 = next(m for m in outcome.measured if m.name == "int8-u8s8")
+    int8 = next(m for m in outcome.measured if m.name == "int8 u8s8 minmax")
 
-    manifest = pack.pack(tmp_path / "int8.edge", load(TONES), msgspec.structs.replace(outcome, chosen=int8))
+    manifest = pack.pack(tmp_path / "int8.edge", msgspec.structs.replace(outcome, chosen=int8))
 
     found = bundle.read(tmp_path / "int8.edge")
     assert manifest.precision == "int8"
@@ -115,7 +138,7 @@ def test_an_int8_bundle_holds_its_own_golden_vectors(outcome: Outcome, tmp_path:
 
 
 def test_golden_windows_come_from_validation_and_show_every_label(exported, outcome: Outcome) -> None:
-    validation = outcome.splits.validation
+    validation = outcome.task.validation
     golden = bundle.read(exported[0]).golden
     places = [int(np.flatnonzero((validation.inputs == window).all(axis=(1, 2)))[0]) for window in golden.inputs]
 
@@ -137,7 +160,7 @@ def test_the_tolerance_of_int8_scores_is_what_two_steps_of_the_logits_do() -> No
 
 def test_the_reference_counts_every_training_window_once(exported, outcome: Outcome) -> None:
     reference = bundle.read(exported[0]).reference
-    train = outcome.splits.train.inputs
+    train = outcome.task.train.inputs
 
     assert set(reference.features) == {"a.mean", "a.std", "b.mean", "b.std"}
     assert set(reference.scores) == {"low", "middle", "high"}
@@ -152,57 +175,73 @@ def test_the_reference_counts_every_training_window_once(exported, outcome: Outc
 
 
 def test_packing_refuses_a_float32_graph_that_does_not_give_what_torch_gives(outcome: Outcome, tmp_path: Path) -> None:
-    shifted = {name: outputs * 1.1 for name, outputs in outcome.reference.items()}
-    float32 = msgspec.structs.replace(outcome, chosen=outcome.measured[0], reference=shifted)
+    shifted = {name: outputs * 1.1 for name, outputs in outcome.task.reference.items()}
+    task = msgspec.structs.replace(outcome.task, reference=shifted)
+    float32 = msgspec.structs.replace(outcome, chosen=outcome.measured[0], task=task)
 
     with pytest.raises(pack.ExportError, match="golden vectors: graph and torch differ by"):
-        pack.pack(tmp_path / "wrong.edge", load(TONES), float32)
+        pack.pack(tmp_path / "wrong.edge", float32)
 
     assert not (tmp_path / "wrong.edge").exists()
 
 
+def test_a_network_that_was_changed_gives_other_outputs_and_the_certificate_says_how_far(outcome: Outcome) -> None:
+    shifted = {name: outputs + 3.0 for name, outputs in outcome.task.reference.items()}
+    task = msgspec.structs.replace(outcome.task, reference=shifted, output="scores")
+
+    made = pack.golden_vectors(task, outcome.measured[0].artifact, is_original=False)
+
+    wanted = shifted["validation"]
+    assert made.golden.outputs.max() <= 1.0
+    for claim in made.parity.values():
+        assert 2.0 < claim.from_float32 <= wanted.max() + 1
+        assert claim.from_default == 0.0
+
+
 def test_packing_refuses_golden_windows_that_a_constant_would_pass(outcome: Outcome, tmp_path: Path) -> None:
     """Every validation window is the first one, and so is what torch says of it."""
-    validation, raw = outcome.splits.validation, outcome.reference["validation"]
+    validation, raw = outcome.task.validation, outcome.task.reference["validation"]
     same = msgspec.structs.replace(validation, inputs=np.repeat(validation.inputs[:1], len(raw), axis=0))
-    splits = msgspec.structs.replace(outcome.splits, validation=same)
-    reference = {**outcome.reference, "validation": np.repeat(raw[:1], len(raw), axis=0)}
-    constant = msgspec.structs.replace(outcome, chosen=outcome.measured[0], splits=splits, reference=reference)
+    reference = {**outcome.task.reference, "validation": np.repeat(raw[:1], len(raw), axis=0)}
+    constant = msgspec.structs.replace(
+        outcome,
+        chosen=outcome.measured[0],
+        task=msgspec.structs.replace(outcome.task, validation=same, reference=reference),
+    )
 
     with pytest.raises(pack.ExportError, match="8 golden windows prove nothing: their outputs spread over"):
-        pack.pack(tmp_path / "constant.edge", load(TONES), constant)
+        pack.pack(tmp_path / "constant.edge", constant)
 
     assert not (tmp_path / "constant.edge").exists()
 
 
 def test_the_table_has_a_line_for_each_variant_with_its_verdict(outcome: Outcome) -> None:
-    lines = report.plain(report.rows(load(TONES), outcome)).splitlines()
+    lines = report.plain(report.rows(outcome)).splitlines()
 
     assert lines[0].startswith("variant")
-    assert [line.split()[0] for line in lines[2:]] == ["float32", "int8-u8s8", "int8-s8s8"]
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["float32", "int8 u8s8 minmax", "int8 s8s8 minmax"]
     assert sum(line.endswith("chosen") for line in lines[2:]) == 1
 
 
 def test_the_shipped_graph_gives_the_scores_of_torch(outcome: Outcome) -> None:
     shipped = outcome.measured[0].artifact
     assert shipped is not None
-    logits = outcome.reference["test"]
+    logits = outcome.task.reference["test"]
 
-    scores = outputs_of(shipped, outcome.splits.test.inputs)
+    scores = outputs_of(shipped, outcome.task.test.inputs)
 
     np.testing.assert_allclose(scores, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_a_reconstruction_is_judged_and_shipped_by_its_error(tmp_path: Path) -> None:
-    recipe = load(TONES.with_name("echoes.py"))
     told: list[str] = []
 
-    outcome = search(recipe, progress=told.append)
-    manifest = pack.pack(tmp_path / "echoes.edge", recipe, outcome)
+    outcome = searched(TONES.with_name("echoes.py"), told.append)
+    manifest = pack.pack(tmp_path / "echoes.edge", outcome)
 
     found = bundle.read(tmp_path / "echoes.edge")
     session = Session(found, SessionSettings())
-    test = outcome.splits.test
+    test = outcome.task.test
     errors = session.predict(test.inputs)[:, 0]
     assert (manifest.output.kind, manifest.output.name, manifest.labels) == ("reconstruction", "reconstruction", ())
     assert manifest.threshold is not None
@@ -221,8 +260,10 @@ def test_a_budget_that_nothing_keeps_is_exit_code_3_with_the_nearest_named_and_n
     done = edge_export("run", str(recipe), cwd=tmp_path)
 
     assert done.returncode == 3
-    assert done.stderr.startswith("edge-export: no candidate keeps the budget; nearest: int8-")
-    assert "KB, budget 1.5 KB" in done.stderr
+    first, *near = done.stderr.splitlines()
+    assert first == "edge-export: no candidate keeps the budget; nearest:"
+    assert near[0].startswith("  int8 ")
+    assert "relax to --size " in near[0]
     assert "Traceback" not in done.stderr
     assert "chosen" not in done.stdout
     assert not list(tmp_path.glob("*.edge"))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from export.evaluate import bootstrap, mcnemar, snr_db, wilson
+from export.evaluate import bootstrap, mcnemar, paired_bootstrap, paired_shares, snr_db, wilson
 
 pytestmark = pytest.mark.torch
 
@@ -57,3 +57,53 @@ def test_the_bootstrap_repeats_itself_by_seed_and_brackets_the_value() -> None:
     assert (low, high) != bootstrap(mean, outputs, targets, seed=4)
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(400), rel=0.15)
     assert low < 2.0 < high
+
+
+def shares(n: int, *, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right before and after, of n windows of which all others are right both times."""
+    before, after = np.ones(n, bool), np.ones(n, bool)
+    after[:lost] = False
+    before[lost : lost + won] = False
+    return before, after
+
+
+def test_the_drop_of_a_share_is_counted_over_the_same_windows() -> None:
+    """8 lost and 2 won of 400: 1.5 points; standard error sqrt(10 - 36/400) / 400; Agresti and Min 2005."""
+    found = paired_shares(*shares(400, lost=8, won=2))
+
+    assert found.value == pytest.approx(0.015)
+    assert found.error == pytest.approx(math.sqrt(10 - 36 / 400) / 400)
+    half = 1.959963984540054 * math.sqrt(11 - 36 / 402) / 402
+    assert (found.low, found.high) == pytest.approx((6 / 402 - half, 6 / 402 + half))
+    assert found.p_value == pytest.approx(mcnemar(*shares(400, lost=8, won=2)))
+
+
+def test_the_interval_of_a_drop_holds_the_true_one_nineteen_times_of_twenty() -> None:
+    random = np.random.default_rng(5)
+    hits = 0
+    for _ in range(400):
+        before = random.random(480) < 0.97
+        after = np.where(random.random(480) < 0.02, ~before, before)
+        found = paired_shares(before, after)
+        hits += found.low <= 0.97 * 0.02 - 0.03 * 0.02 <= found.high
+
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_the_paired_bootstrap_of_accuracy_agrees_with_the_formula() -> None:
+    before, after = shares(600, lost=12, won=3)
+    targets = np.ones(600, np.int64)
+
+    found = paired_bootstrap(
+        lambda outputs, wanted: float(np.mean(outputs[:, 0] == wanted)),
+        before[:, None].astype(np.float32),
+        after[:, None].astype(np.float32),
+        targets,
+        seed=1,
+    )
+
+    exact = paired_shares(before, after)
+    assert found.value == pytest.approx(exact.value)
+    assert found.error == pytest.approx(exact.error, rel=0.1)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.003)
+    assert found.p_value < 0.05

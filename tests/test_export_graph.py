@@ -14,10 +14,11 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from edge_runtime.errors import ExportError
-from export import measure, quantize, to_onnx
-from export.artifact import Artifact, ancestors, outputs_of, parse
+from edge_runtime.model.paired import PROCESSES, ROUNDS, Rounds
+from export import calibrate, measure, quantize, to_onnx
+from export.artifact import QDQ, Artifact, ancestors, outputs_of, parse
 from export.evaluate import snr_db
-from export.measure import Failure, Latency, Rounds
+from export.measure import Failure, Latency
 from export.recipe import Recipe, Split, Splits, load
 from export.train import deterministic, torch_outputs, trained
 
@@ -49,7 +50,7 @@ def float32(model: nn.Module, splits: Splits) -> Artifact:
 
 @pytest.fixture(scope="module")
 def int8(float32: Artifact, splits: Splits) -> Artifact:
-    return quantize.static_qdq(quantize.calibration(splits, seed=7))(float32)
+    return quantize.static_qdq(calibrate.calibration(splits, seed=7))(float32)
 
 
 def with_bias_off(artifact: Artifact, by: float) -> Artifact:
@@ -139,7 +140,7 @@ def test_the_front_end_stays_float_and_the_body_does_not(float32: Artifact, int8
     front = [node for node in proto.graph.node if node.name in before]
 
     assert {"ReduceMean", "Sub", "Div"} <= {node.op_type for node in front}
-    assert not {node.op_type for node in front} & set(quantize.QDQ)
+    assert not {node.op_type for node in front} & set(QDQ)
     assert quantize.quantized_operators(proto) == {"Conv": 2, "Gemm": 1}
     proto.graph.output.append(helper.make_tensor_value_info(int8.front_end, onnx.TensorProto.FLOAT, None))
     probe = msgspec.structs.replace(int8, model=proto.SerializeToString(), output=int8.front_end)
@@ -156,14 +157,14 @@ def test_int8_is_smaller_and_close_to_torch(
 
     assert int8.size_kb < float32.size_kb
     assert 20 < snr_db(wanted, outputs_of(int8, splits.test.inputs)) < 80
-    assert int8.steps[-3].startswith("static QDQ int8 u8s8 per channel, minmax over 256 train windows")
+    assert int8.steps[-4].startswith("static QDQ int8 u8s8 per channel, minmax over 256 train windows")
 
 
 def test_quantizing_twice_gives_the_same_bytes(float32: Artifact, int8: Artifact, splits: Splits) -> None:
-    again = quantize.static_qdq(quantize.calibration(splits, seed=7))(float32)
+    again = quantize.static_qdq(calibrate.calibration(splits, seed=7))(float32)
 
     assert again.model == int8.model
-    assert not np.array_equal(quantize.calibration(splits, seed=7), quantize.calibration(splits, seed=8))
+    assert not np.array_equal(calibrate.calibration(splits, seed=7), calibrate.calibration(splits, seed=8))
 
 
 def test_a_quantization_that_changes_nothing_is_refused(splits: Splits) -> None:
@@ -183,7 +184,7 @@ def test_a_quantization_that_changes_nothing_is_refused(splits: Splits) -> None:
 
 def test_the_calibration_method_that_destroys_models_is_refused() -> None:
     with pytest.raises(
-        ExportError, match="calibration method 'distribution', wanted one of minmax, entropy, percentile"
+        ExportError, match="calibration method 'distribution', wanted one of minmax, percentile, entropy"
     ):
         quantize.static_qdq(np.zeros((1, 2, 256), np.float32), method="distribution")
 
@@ -198,12 +199,12 @@ def test_a_window_that_stands_in_two_splits_is_refused_and_named(splits: Splits,
     with pytest.raises(
         ExportError, match=rf"1 windows of {other} are also in {one} \(first: {one}\[3\] = {other}\[5\]\)"
     ):
-        quantize.calibration(leaking, seed=7)
+        calibrate.calibration(leaking, seed=7)
 
 
 def test_calibration_on_test_windows_is_refused(splits: Splits) -> None:
     with pytest.raises(ExportError, match="2 windows of test are also in calibration"):
-        quantize.check_calibration(np.concatenate([splits.train.inputs[:5], splits.test.inputs[:2]]), splits)
+        calibrate.check_calibration(np.concatenate([splits.train.inputs[:5], splits.test.inputs[:2]]), splits)
 
 
 def test_the_softmax_step_gives_scores(float32: Artifact, splits: Splits) -> None:
@@ -240,7 +241,7 @@ def test_latency_is_measured_in_pairs(float32: Artifact, int8: Artifact, splits:
     found = measure.latency(float32, int8, splits.validation.inputs[:1], seed=7)
 
     assert isinstance(found, Latency)
-    assert found.rounds == measure.PROCESSES * measure.ROUNDS
+    assert found.rounds == PROCESSES * ROUNDS
     assert 0 < found.q1_us <= found.p50_us <= found.q3_us <= found.p95_us
     assert found.speedup_q1 <= found.speedup <= found.speedup_q3
 

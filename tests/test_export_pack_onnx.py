@@ -20,7 +20,7 @@ from edge_runtime.model.session import Session, SessionSettings
 from edge_runtime.records import Layout
 from export import contents, half, signature, weight_only
 from export.artifact import Artifact, outputs_of
-from export.cli import LAYOUTS, OUTPUT_KINDS
+from export.cli_options import LAYOUTS, OUTPUT_KINDS
 from export.derive import PackSpec, derive
 from export.pack_onnx import pack_onnx
 

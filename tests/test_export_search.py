@@ -1,126 +1,163 @@
-"""The rule of choice, on measurements made by hand."""
+"""The way through the candidates, on measurements made by hand: what is tried after what, and when it ends."""
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from export import report
+from export import space
 from export.artifact import Artifact
-from export.evaluate import Evaluation
+from export.candidate import Measured
+from export.evaluate import Drop, Evaluation
 from export.measure import Latency
 from export.recipe import Budget
-from export.search import Measured, choose, nearest
+from export.search import EFFORTS, Effort, prune, quantize, repair
+from export.space import Chain, Held, Move
 
 pytestmark = pytest.mark.torch
 
-
-def measured(
-    name: str,
-    *,
-    speedup: float = 1.0,
-    spread: float = 0.0,
-    drop: float = 0.0,
-    kb: float = 10.0,
-    p95_ms: float = 0.1,
-    failure: str = "",
-) -> Measured:
-    """A candidate as if it had been measured: accuracy 0.9 less its drop."""
-    artifact = Artifact(name, "float32", bytes(int(kb * 1000)), "x", "scores", ())
-    if failure:
-        return Measured(name, artifact=artifact, failure=failure)
-    us = 1000 * p95_ms
-    latency = Latency(us, us, us, us, speedup, speedup - spread, speedup + spread, 900)
-    found = Evaluation(100, 0.9 - drop, 0.8, 0.95, 1.0, 40.0, 1.0)
-    return Measured(name, artifact, latency, found, found, drop)
+BUDGET = Budget(max_drop=0.01)
+EFFORT = Effort(prunes=True, ratio=0.4, steps=5, epochs=3, aware_epochs=7)
+CONV = Held(conv=True, recurrent=False, lstm=False, attention=False, matrices=True)
+INT8 = (space.int8("u8s8"),)
 
 
-def told(candidates: list[Measured], budget: Budget) -> list[str]:
-    return [report.told(verdict) for verdict in choose(candidates, budget)]
+class Net(msgspec.Struct, frozen=True):
+    """As much of a task as the way depends on."""
+
+    budget: Budget = BUDGET
+    original: Artifact = msgspec.structs.replace(Artifact("", "", b"", "", "", ()), module=object())
 
 
-def test_the_fastest_candidate_that_keeps_the_budget_is_chosen() -> None:
-    verdicts = told([measured("float32"), measured("int8", speedup=1.8, drop=0.005)], Budget(max_drop=0.01))
+class Scripted:
+    """A trial whose candidates measure as told: chain in words to (drop, speed-up); others 0 and 1."""
 
-    assert verdicts == ["not chosen: slower than int8", "chosen"]
+    def __init__(self, figures: dict[str, tuple[float, float]], refused: tuple[str, ...] = ()) -> None:
+        self.task = Net()
+        self._figures = figures
+        self._refused = refused
+        self._done: dict[str, Measured] = {}
 
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        return tuple(self._done.values())
 
-def test_a_candidate_slower_than_float32_is_rejected_with_the_figure() -> None:
-    verdicts = told([measured("float32"), measured("int8", speedup=0.83, kb=1)], Budget(max_drop=0.01))
+    @property
+    def tried(self) -> list[str]:
+        return [space.named(m.chain) for m in self.measured]
 
-    assert verdicts == ["chosen", "rejected: slower than float32 (0.83x)"]
+    def measure(self, chain: Chain) -> Measured:
+        name = space.named(chain)
+        if name not in self._done:
+            drop, speedup = self._figures.get(name, (0.0, 1.0))
+            artifact = Artifact(name, "", b"1234", "x", "y", ())
+            judged = Evaluation(100, 0.9 - drop, 0.8, 1.0, 1.0, 40.0, Drop(drop, 0.0, drop, drop, 1.0))
+            found = Measured(chain, artifact, Latency(1, 1, 1, 1, speedup, speedup, speedup, 9), judged)
+            self._done[name] = Measured(chain, failure="refused") if name in self._refused else found
+        return self._done[name]
 
-
-def test_a_candidate_whose_rounds_lie_on_both_sides_of_float32_is_equally_fast() -> None:
-    verdicts = told([measured("float32", kb=40), measured("weights", speedup=0.997, spread=0.01)], Budget())
-
-    assert verdicts == ["not chosen: not smaller, equally fast", "chosen"]
-
-
-def test_a_candidate_a_hair_slower_than_float32_does_not_read_as_equally_fast() -> None:
-    assert told([measured("float32"), measured("int8", speedup=0.9981)], Budget())[1].endswith("(0.9981x)")
-
-
-def test_a_candidate_that_drops_more_than_the_budget_is_rejected_with_the_figure() -> None:
-    verdicts = told([measured("float32"), measured("int8", speedup=2.0, drop=0.021)], Budget(max_drop=0.01))
-
-    assert verdicts == ["chosen", "rejected: drops 2.1 points, budget 1.0"]
-
-
-def test_a_drop_of_exactly_the_budget_is_allowed() -> None:
-    before, after = 0.83, 0.82  # 0.83 - 0.82 is a little above 0.01 in floating point
-    assert before - after > 0.01
-
-    assert told([measured("float32"), measured("int8", speedup=2.0, drop=before - after)], Budget(max_drop=0.01))[
-        1
-    ] == ("chosen")
+    def sensitive(self, _chain: Chain) -> tuple[str, ...]:
+        return ("worst", "bad", "fair", "good", "best")
 
 
-def test_within_noise_of_the_fastest_the_smallest_is_chosen() -> None:
-    candidates = [measured("float32", kb=40), measured("a", speedup=1.84, kb=12), measured("b", speedup=1.9, kb=13)]
+def narrower(ratio: float, epochs: int) -> Move:
+    return Move("prune", {"ratio": ratio, "scope": "global", "epochs": epochs})
 
-    assert told(candidates, Budget()) == [
-        "not chosen: slower than a",
-        "chosen",
-        "not chosen: not smaller, equally fast",
+
+def test_pruning_goes_on_while_accuracy_holds_and_every_step_is_tried_with_int8() -> None:
+    trial = Scripted({"pruned 78% global, 9 epochs": (0.02, 3.0), "pruned 71% global, 12 epochs": (0.02, 2.5)})
+
+    prune(trial, narrower, [INT8], EFFORT)
+
+    assert trial.tried == [
+        "pruned 40% global, 3 epochs",
+        "pruned 40% global, 3 epochs + int8 u8s8 minmax",
+        "pruned 64% global, 6 epochs",
+        "pruned 64% global, 6 epochs + int8 u8s8 minmax",
+        "pruned 78% global, 9 epochs",
+        "pruned 71% global, 12 epochs",
     ]
 
 
-def test_beyond_noise_the_faster_one_is_chosen_though_it_is_larger() -> None:
-    candidates = [measured("float32"), measured("a", speedup=1.5, kb=5), measured("b", speedup=1.9, kb=9)]
+def test_after_a_step_too_far_half_a_step_with_longer_training_goes_on_where_it_holds() -> None:
+    trial = Scripted({"pruned 64% global, 6 epochs": (0.02, 3.0), "pruned 62% global, 15 epochs": (0.02, 3.0)})
 
-    assert [v.status for v in choose(candidates, Budget())] == ["fits", "fits", "chosen"]
+    prune(trial, narrower, [], EFFORT)
 
-
-def test_of_equal_size_and_speed_the_earlier_one_is_chosen() -> None:
-    candidates = [measured("float32", kb=40), measured("u8s8", speedup=1.8), measured("s8s8", speedup=1.85)]
-
-    assert [v.status for v in choose(candidates, Budget())] == ["fits", "chosen", "fits"]
-
-
-def test_float32_is_rejected_too_when_it_is_too_large_or_too_slow_for_the_budget() -> None:
-    candidates = [measured("float32", kb=350.0, p95_ms=4.0), measured("int8", speedup=2.0, kb=99.0, p95_ms=1.9)]
-
-    assert told(candidates, Budget(size_kb=100, p95_ms=2)) == [
-        "rejected: p95 4 ms, budget 2 ms; 350.0 KB, budget 100 KB",
-        "chosen",
+    assert trial.tried == [
+        "pruned 40% global, 3 epochs",
+        "pruned 64% global, 6 epochs",
+        "pruned 52% global, 9 epochs",
+        "pruned 62% global, 15 epochs",
     ]
 
 
-def test_when_nothing_keeps_the_budget_all_are_rejected_and_the_nearest_is_named_first() -> None:
-    budget = Budget(size_kb=50)
-    candidates = [
-        measured("float32", kb=300),
-        measured("a", kb=60, speedup=2),
-        measured("b", kb=55, speedup=2),
-        measured("c", kb=1, failure="crashed with SIGSEGV"),
+def test_pruning_that_is_refused_ends_the_way() -> None:
+    trial = Scripted({}, refused=("pruned 40% global, 3 epochs",))
+
+    prune(trial, narrower, [INT8], EFFORT)
+
+    assert trial.tried == ["pruned 40% global, 3 epochs"]
+
+
+def test_pruning_ends_after_the_steps_of_its_effort() -> None:
+    trial = Scripted({})
+
+    prune(trial, narrower, [], EFFORT)
+
+    assert len(trial.tried) == EFFORT.steps
+
+
+def test_quantizations_go_on_by_accuracy_then_speed_then_closeness() -> None:
+    trial = Scripted({"int8 u8s8 minmax": (0.03, 2.0), "int8 s8s8 minmax": (0.0, 1.9), "int8 s8s8 entropy": (0.0, 2.6)})
+
+    assert quantize(trial, CONV, gpu=False) == [(space.int8("s8s8", "entropy"),)]
+    assert trial.tried[2:] == ["int8 s8s8 percentile", "int8 s8s8 entropy", "int8 s8s8 minmax 7-bit"]
+
+
+def test_int8_that_spoils_the_fastest_leaves_the_worst_layers_float_until_it_holds() -> None:
+    trial = Scripted(
+        {
+            "int8 u8s8 minmax": (0.03, 2.0),
+            "int8 u8s8 minmax 1 float": (0.02, 1.9),
+            "int8 u8s8 minmax 2 float": (0.0, 1.8),
+        }
+    )
+    for chain in ((), INT8):
+        trial.measure(chain)
+
+    repair(trial, EFFORT)
+
+    assert trial.tried[2:] == [
+        "int8 u8s8 minmax 1 float",
+        "int8 u8s8 minmax 2 float",
+        "quantization-aware 7 epochs + int8 u8s8 minmax",
+    ]
+    assert trial.measured[3].chain[-1].settings["keep"] == ("worst", "bad")
+
+
+@pytest.mark.parametrize("figures", [(0.0, 2.0), (0.03, 0.9)], ids=["accurate", "slow"])
+def test_what_is_accurate_or_no_faster_is_not_repaired(figures: tuple[float, float]) -> None:
+    trial = Scripted({"int8 u8s8 minmax": figures})
+    for chain in ((), INT8):
+        trial.measure(chain)
+
+    repair(trial, EFFORT)
+
+    assert trial.tried == ["float32", "int8 u8s8 minmax"]
+
+
+def test_a_recurrent_net_is_offered_what_it_can_bear() -> None:
+    gru = Held(conv=False, recurrent=True, lstm=False, attention=False, matrices=True)
+    lstm = Held(conv=False, recurrent=True, lstm=True, attention=False, matrices=True)
+
+    assert [space.named(chain) for chain in space.post_training(gru, gpu=False)] == ["int8-weights"]
+    assert [space.named(chain) for chain in space.post_training(lstm, gpu=True)] == [
+        "int8-dynamic",
+        "int8-weights",
+        "fp16",
     ]
 
-    assert [v.status for v in choose(candidates, budget)] == ["rejected"] * 4
-    assert [m.name for m in nearest(candidates, budget)] == ["b", "a"]
 
-
-def test_a_crash_is_the_reason_of_its_candidate_and_no_others() -> None:
-    candidates = [measured("float32"), measured("fp16", failure="crashed with SIGSEGV")]
-
-    assert told(candidates, Budget()) == ["chosen", "rejected: crashed with SIGSEGV"]
-    assert report.row(candidates[1], choose(candidates, Budget())[1])[1] == "-"
+def test_every_effort_but_post_training_prunes() -> None:
+    assert [name for name, effort in EFFORTS.items() if not effort.prunes] == ["post-training"]

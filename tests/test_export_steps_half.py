@@ -65,7 +65,7 @@ def test_a_front_end_of_several_operators_takes_what_float16_cannot_hold() -> No
     graph = parse(done.model).graph
     casts = {(node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast"}
     assert {source for source, to in casts if to == TensorProto.FLOAT16} == {"front_end"}
-    assert [t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT16] == ["one", "learned"]
+    assert [t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT16] == ["one_body", "learned"]
     before = len(ancestors(graph, "front_end"))
     assert (before, [node.op_type for node in graph.node[:before]]) == (4, ["ReduceMean", "Sub", "Mul", "Add"])
     assert snr_db(outputs_of(artifact, inputs), outputs_of(done, inputs)) > 50

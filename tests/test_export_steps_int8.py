@@ -14,18 +14,15 @@ from export_nets import altered, artifact_of, exported, padded_convolution, two_
 from onnx import helper, numpy_helper
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model import bundle
-from edge_runtime.model.session import Session, SessionSettings
-from export import clean, half, pack, probe, quantize, search, weight_only
+from export import calibrate, clean, half, probe, quantize, space, weight_only
 from export.artifact import Artifact, batch_of, outputs_of, parse
 from export.evaluate import snr_db
 from export.islands import islands, of_graph
-from export.recipe import load
+from export.prepare import prepared
 
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[1]
-PULSES = Path(__file__).parent / "export_recipes" / "pulses.py"
 FLAG = "session.disable_quant_qdq"
 
 
@@ -157,7 +154,7 @@ def test_both_directions_share_the_scale_of_a_gate_row() -> None:
 
 def test_weight_only_int8_with_nothing_large_enough_is_refused() -> None:
     with pytest.raises(
-        ExportError, match=r"no float32 weight of 1024 elements or more; the graph has 2 MatMul and 384"
+        ExportError, match=r"no float32 weight of 1024 elements or more; the graph has 2 MatMul and 128"
     ):
         weight_only.int8()(two_matrices())
 
@@ -302,7 +299,7 @@ def test_an_island_is_float_between_a_dequantizer_and_a_quantizer_and_the_ends_o
 
 @pytest.mark.parametrize("method", ["distribution", "Distribution", "mse", "smoothquant", ""])
 def test_calibration_methods_that_destroy_models_or_are_unknown_are_refused(method: str) -> None:
-    with pytest.raises(ExportError, match=rf"method '{method}', wanted one of minmax, entropy, percentile"):
+    with pytest.raises(ExportError, match=rf"method '{method}', wanted one of minmax, percentile, entropy"):
         quantize.static_qdq(windows("convolutions"), method=method)
 
 
@@ -313,17 +310,20 @@ def test_types_that_lose_the_speed_are_not_offered(scheme: str) -> None:
 
 
 def test_no_option_reaches_smoothquant_and_every_argument_of_the_quantizers_is_given() -> None:
-    from onnxruntime.quantization import quantize_dynamic, quantize_static
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     source = inspect.getsource(quantize)
-    for function in (quantize_static, quantize_dynamic):
-        call = source[source.index(f"ort.{function.__name__}(") :]
-        given = set(re.findall(r"^ +(\w+)=", call[: call.index("\n            )\n")], re.MULTILINE))
-        optional = {p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
-        late = {"calibration_data_reader", "calibration_cache_path"}  # by position, and unknown to older versions
-        assert optional - given - late == set(), function.__name__
+    for function, name in ((QDQQuantizer, "QDQQuantizer"), (quantize_dynamic, "ort.quantize_dynamic")):
+        call = source[source.index(f"{name}(") :]
+        given = set(re.findall(r"^ +(\w+)=", re.split(r"\n +\)\n", call)[0], re.MULTILINE))
+        parameters = inspect.signature(function).parameters.values()
+        wanted = {p.name for p in parameters if p.default is not p.empty or name == "QDQQuantizer"}
+        assert wanted - given == ({"model"} if name == "QDQQuantizer" else set()), name
     assert "SmoothQuant" not in source
-    assert set(inspect.signature(quantize.static_qdq).parameters) == {"windows", "scheme", "method", "reduce_range"}
+    assert set(inspect.signature(quantize.static_qdq).parameters) == {
+        "windows", "scheme", "method", "reduce_range", "keep"
+    }  # fmt: skip
 
 
 def test_onnxruntime_tools_is_not_used() -> None:
@@ -334,44 +334,98 @@ def test_onnxruntime_tools_is_not_used() -> None:
 
 
 def test_candidates_follow_from_what_the_graph_holds() -> None:
-    static = ["int8-u8s8", "int8-s8s8"]
+    static = ["int8 u8s8 minmax", "int8 s8s8 minmax"]
+    fused = ["fuse", "fuse + int8-dynamic"]
 
     def names(artifact: Artifact) -> list[str]:
-        return list(search.candidates(artifact, np.zeros((1, 1), np.float32)))
+        return [space.named(chain) for chain in space.post_training(space.held(artifact), gpu=False)]
 
     assert names(exported("convolutions")) == static
     assert names(exported("gru")) == ["int8-weights"]
-    assert names(exported("lstm")) == ["int8-weights", "int8-dynamic"]
-    assert names(exported("encoder")) == ["int8-dynamic", *static]
+    assert names(exported("lstm")) == ["int8-dynamic", "int8-weights"]
+    assert names(exported("encoder")) == [*static, "int8-dynamic", "int8-weights", *fused]
     assert names(padded_convolution()) == static
-    assert names(two_matrices()) == ["int8-dynamic", *static]
-    assert names(msgspec.structs.replace(two_matrices(), front_end="y")) == static, (
-        "nothing is left behind the front-end"
-    )
 
 
-def test_a_recurrent_recipe_is_searched_and_each_candidate_runs_as_a_bundle_with_its_session_entry(tmp_path) -> None:
-    recipe = load(PULSES)
+def test_a_layer_kept_in_float32_between_int8_ones_stays_so_when_the_graph_is_loaded() -> None:
+    """ONNX Runtime would quantize its weights while loading, but for a session entry."""
+    inputs = windows("convolutions")
+    chain = deep_convolutions()
+    first, middle, last = quantize.weighted(prepared(chain, "test").body)
 
-    outcome = search.search(recipe, progress=lambda _text: None)
+    done = quantize.static_qdq(inputs, keep=(middle,))(chain)
 
-    assert [m.name for m in outcome.measured] == ["float32", "int8-weights", "int8-dynamic"]
-    assert [m.failure for m in outcome.measured] == ["", "", ""]
-    assert outcome.chosen is not None
-    for measured in outcome.measured:
-        assert measured.test is not None
-        assert measured.test.metric > 0.9, measured.name
-        path = tmp_path / f"{measured.name}.edge"
-        pack.pack(path, recipe, msgspec.structs.replace(outcome, chosen=measured))
-        found = bundle.read(path)
-        session = Session(found, SessionSettings())
-        assert found.manifest.session == ({FLAG: "1"} if measured.name == "int8-weights" else {})
-        assert session.dynamic_batch == (measured.name != "int8-dynamic")
-        options = session._session.get_session_options()
-        if measured.name == "int8-weights":
-            assert options.get_session_config_entry(FLAG) == "1"
-            assert found.manifest.tolerances["default"].absolute == pytest.approx(1e-4, rel=0.01), (
-                "it computes in float32"
-            )
-        scores = session.predict(outcome.splits.test.inputs)
-        assert float((scores.argmax(axis=1) == outcome.splits.test.targets).mean()) == measured.test.metric
+    assert islands(done).integer["QLinearConv"] == 2
+    assert islands(msgspec.structs.replace(done, session={})).integer["QLinearConv"] == 3
+    assert done.session == {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+    kept = {node.name: set(node.input) for node in parse(done.model).graph.node if node.name in {first, middle, last}}
+    floats = {name for name, value in constants(done).items() if value.dtype == np.float32 and value.ndim > 1}
+    assert {name for name, inputs in kept.items() if inputs & floats} == {middle}
+    assert f"over 32 train windows, {middle} kept in float32" in done.steps[-4]
+    assert "100.0% of the weights" in done.steps[-2]
+
+
+def deep_convolutions() -> Artifact:
+    """x (batch, 6, 64) -> three Conv with Relu -> mean over time -> y (batch, 8)."""
+    random = np.random.default_rng(0)
+    weights = {f"w{i}": random.normal(size=(8, width, 3)).astype(np.float32) for i, width in enumerate((6, 8, 8))}
+    nodes = []
+    for i, source in enumerate(("x", "r0", "r1")):
+        nodes += [
+            helper.make_node("Conv", [source, f"w{i}"], [f"c{i}"]),
+            helper.make_node("Relu", [f"c{i}"], [f"r{i}"]),
+        ]
+    nodes.append(helper.make_node("ReduceMean", ["r2", "time"], ["y"], keepdims=0))
+    return artifact_of(nodes, {**weights, "time": np.array([2])}, shape=[6, 64], width=8)
+
+
+def test_a_session_entry_that_was_there_before_is_kept_beside_the_one_for_float_layers() -> None:
+    assert quantize.staying_float(half.WITHOUT_NCHWC) == {
+        "optimization.disable_specified_optimizers": "NchwcTransformer;WeightBiasQuantization"
+    }
+
+
+def test_a_layer_to_keep_that_is_none_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ExportError, match=r"no nodes nowhere to keep in float32; there are \w+, \w+"):
+        quantize.static_qdq(windows("convolutions"), keep=("nowhere",))(exported("convolutions"))
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_a_quantization_that_destroys_the_model_is_refused_with_the_figures(method: str) -> None:
+    """One channel is 10,000 times as loud as the others and nearly silenced behind: 8 bits hold no more than that."""
+    random = np.random.default_rng(0)
+    loud = np.ones(16, np.float32)
+    loud[0] = 1e4
+    into, out = (random.normal(size=size).astype(np.float32) for size in ((8, 16), (16, 4)))
+    nodes = [helper.make_node("MatMul", ["x", "into"], ["wide"]), helper.make_node("MatMul", ["wide", "out"], ["y"])]
+    artifact = artifact_of(nodes, {"into": into * loud, "out": out / loud[:, None] ** 2}, shape=[8], width=4)
+    inputs = random.normal(size=(64, 8)).astype(np.float32)
+
+    with pytest.raises(ExportError, match=rf"^calibration method {method} destroys the model: over 64 windows output "):
+        quantize.static_qdq(inputs, method=method)(artifact)
+
+
+def ranges_of(values: np.ndarray, method: str) -> dict[str, calibrate.Range]:
+    """Ranges in the graph x -> Relu -> r, for (n, 8) values in batches of 64."""
+    body = parse(artifact_of([helper.make_node("Relu", ["x"], ["y"])], {}, shape=[8], width=8).model)
+    feeds = [{"x": values[i : i + 64]} for i in range(0, len(values), 64)]
+    return calibrate.ranges(body, feeds, method=method, session={})
+
+
+def test_ranges_take_in_everything_or_leave_outliers_out() -> None:
+    values = np.random.default_rng(0).normal(size=(20000, 8)).astype(np.float32)
+    values[7, 3], values[4000, 0] = 400.0, -30.0
+
+    everything = ranges_of(values, "minmax")
+    assert everything == {"x": (-30.0, 400.0), "y": (0.0, 400.0)}
+    for method, most in (("percentile", 5.0), ("entropy", 51.0)):
+        found = ranges_of(values, method)
+        assert (found["y"].low, found["x"].low >= -30.0) == (0.0, True)
+        assert 3.0 < found["x"].high < most, method
+        assert 3.0 < found["y"].high < most, method
+    assert ranges_of(np.zeros((3, 8), np.float32), "entropy")["y"] == (0.0, 0.0)
+
+
+def test_windows_that_make_a_tensor_nan_are_refused_by_its_name() -> None:
+    with pytest.raises(ExportError, match="calibration: 'x' is NaN or infinite on the windows"):
+        ranges_of(np.full((2, 8), np.nan, np.float32), "minmax")

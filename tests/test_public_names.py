@@ -10,6 +10,7 @@ import pytest
 PUBLIC = {
     "edge_runtime": ["__version__"],
     "export": [],
+    "export.compress": ["Best", "Budget", "Compressed", "compress", "run"],
     "export.recipe": ["Budget", "InputSpec", "Progress", "Recipe", "Split", "Splits", "load", "require_tools"],
     "edge_runtime.testing": ["ManualClock", "MemoryClient", "ModelOfMeans"],
 }

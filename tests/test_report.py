@@ -4,13 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-from bundles import write_means_bundle, write_running_bundle
+from bundles import means_manifest, write_means_bundle, write_running_bundle
 
 from edge_runtime import report
 from edge_runtime.daemon import Summary
 from edge_runtime.delivery.ledger import Ledger
 from edge_runtime.metrics import StoreMetrics
 from edge_runtime.model.bundle import read
+from edge_runtime.model.manifest import Parity, Tolerance
 from edge_runtime.monitor.latency import Deadline
 
 
@@ -28,6 +29,18 @@ def test_a_streaming_bundle_shows_what_it_carries_and_what_is_always_the_same(tm
 
     assert "state (2, 1, 2) -> stateN, streams joined along axis 1" in shown
     assert "gain = 0.25 (float32)" in shown
+
+
+def test_a_bundle_shows_what_was_measured_on_which_family(tmp_path: Path) -> None:
+    claimed = msgspec.structs.replace(
+        means_manifest(),
+        tolerances={"default": Tolerance(1e-5), "avx2": Tolerance(2e-6)},
+        parity={"avx2": Parity("measured under \x1b[31memulation", 3e-8)},
+    )
+    shown = report.bundle(read(write_means_bundle(tmp_path / "m.edge", claimed)))
+
+    wanted = "avx2: measured under \\x1b[31memulation, differs by 3e-08 from the golden vectors, tolerance 2e-06"
+    assert wanted in shown
 
 
 def test_a_run_with_deadlines_says_how_they_were_kept() -> None:

@@ -1,0 +1,170 @@
+"""A candidate made, judged on validation and timed on the target; a step or a process that fails is a result."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+
+import msgspec
+
+from edge_runtime.errors import ExportError
+from export import probe, space, to_onnx
+from export.artifact import Artifact, outputs_of
+from export.cache import Cache
+from export.evaluate import Evaluation, evaluate
+from export.machine import machine
+from export.measure import Latency
+from export.probe import Failure
+from export.recipe import Budget, Progress
+from export.slim import slim
+from export.space import Chain
+from export.targets import Target
+from export.task import Task
+
+FAR = 3.0
+"""A drop of more than so many times what is allowed is not timed: no repair reaches that far."""
+LEAST_FAR = 0.05
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A candidate and what was found out about it.
+
+    artifact: as it would ship, None when a step refused. latency: None when it was not timed. seconds: what making,
+    judging and timing it took, when it was done and not remembered. failure: why it cannot run, "" when it does.
+    """
+
+    chain: Chain
+    artifact: Artifact | None = None
+    latency: Latency | None = None
+    validation: Evaluation | None = None
+    test: Evaluation | None = None
+    failure: str = ""
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return space.named(self.chain)
+
+    @property
+    def size_kb(self) -> float:
+        return self.artifact.size_kb if self.artifact else 0.0
+
+    @property
+    def drop(self) -> float:
+        """Of the metric against float32, on validation."""
+        return self.validation.drop.value if self.validation else 0.0
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What the cache remembers of a measured candidate."""
+
+    latency: Latency | None
+    validation: Evaluation | None
+    failure: str
+    seconds: float
+
+
+class OutOfTime(Exception):  # noqa: N818  no error: the search ends with what it has
+    """The search's time limit is reached."""
+
+
+class Trial:
+    """Measures candidates of one task on one target, each once, and remembers them in order."""
+
+    def __init__(
+        self, task: Task, target: Target, cache: Cache, *, deadline_s: float | None, progress: Progress
+    ) -> None:
+        self.task = task
+        self._target = target
+        self._cache = cache
+        self._deadline_s = deadline_s
+        self._progress = progress
+        self._measured: dict[str, Measured] = {}
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        return tuple(self._measured.values())
+
+    def measure(self, chain: Chain) -> Measured:
+        """The candidate's figures. Raises OutOfTime instead of making one past the deadline."""
+        key = self._cache.key(chain)
+        if key not in self._measured:
+            self._measured[key] = self._remembered(chain) or self._found(chain)
+        return self._measured[key]
+
+    def test(self, candidate: Measured) -> Measured:
+        """The candidate with its evaluation on the test split, where there is one."""
+        if self.task.test is None or candidate.artifact is None:
+            return candidate
+        return msgspec.structs.replace(candidate, test=self._evaluate(self._cache.perform(candidate.chain), "test"))
+
+    def sensitive(self, chain: Chain) -> tuple[str, ...]:
+        """Names of the nodes that a chain's static int8 hurts, the worst first."""
+        from export.sensitivity import sensitivity
+
+        *before, move = chain
+        self._progress(f"{space.named(chain)}: which layers it hurts")
+        scheme, method = str(move.settings["scheme"]), str(move.settings["method"])
+        float32 = self._cache.perform(tuple(before))
+        found = sensitivity(float32, self.task.calibrate, scheme=scheme, method=method)
+        return tuple(layer.name for layer in found)
+
+    def _found(self, chain: Chain) -> Measured:
+        if self._deadline_s is not None and time.monotonic() > self._deadline_s:
+            raise OutOfTime
+        begun_s = time.monotonic()
+        self._progress(f"{space.named(chain)}: making")
+        try:
+            artifact = self._cache.perform(chain)
+        except ExportError as error:
+            found = Measured(chain, failure=str(error))
+        else:
+            found = self._judged(chain, artifact)
+        found = msgspec.structs.replace(found, seconds=time.monotonic() - begun_s)
+        kept = _Kept(found.latency, found.validation, found.failure, found.seconds)
+        self._cache.remember(chain, self._figures, kept)
+        return found
+
+    def _judged(self, chain: Chain, artifact: Artifact) -> Measured:
+        """Loaded in a child process first: a crash must not be ours."""
+        told, shipped = space.named(chain), self._shipped(artifact)
+        window = self.task.validation.inputs[:1]
+        if isinstance(crash := probe.run(artifact, window), Failure):
+            return Measured(chain, artifact=shipped, failure=crash.reason)
+        self._progress(f"{told}: evaluating")
+        validation = self._evaluate(artifact, "validation")
+        found = Measured(chain, artifact=shipped, validation=validation)
+        if is_far(validation, self.task.budget):
+            return found
+        self._progress(f"{told}: timing beside float32")
+        original = self._shipped(self.task.original)
+        latency = self._target.latency(original, shipped, window, seed=self.task.seed)
+        if isinstance(latency, Failure):
+            return msgspec.structs.replace(found, failure=latency.reason)
+        return msgspec.structs.replace(found, latency=latency)
+
+    def _remembered(self, chain: Chain) -> Measured | None:
+        kept = self._cache.remembered(chain, self._figures, _Kept)
+        if kept is None:
+            return None
+        artifact = None
+        with contextlib.suppress(ExportError):
+            artifact = self._shipped(self._cache.perform(chain))
+        return Measured(chain, artifact, kept.latency, kept.validation, None, kept.failure, kept.seconds)
+
+    @property
+    def _figures(self) -> str:
+        """The name under which figures are kept: times are those of one machine."""
+        return f"on-{hashlib.sha256(f'{self._target.name} {machine()}'.encode()).hexdigest()[:8]}"
+
+    def _shipped(self, artifact: Artifact) -> Artifact:
+        return slim(to_onnx.with_scores(artifact) if self.task.output == "logits" else artifact)
+
+    def _evaluate(self, artifact: Artifact, name: str) -> Evaluation:
+        split = self.task.splits()[name]
+        return evaluate(self.task, split, outputs_of(artifact, split.inputs), self.task.reference[name])
+
+
+def is_far(found: Evaluation, budget: Budget) -> bool:
+    return budget.max_drop is not None and found.drop.value > max(FAR * budget.max_drop, LEAST_FAR)

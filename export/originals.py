@@ -1,0 +1,150 @@
+"""What there is before a search: a trained recipe, a torch network with its data, or an ONNX file, as a Task."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from edge_runtime.model.manifest import ERROR_KINDS
+from edge_runtime.records import Floats
+from export.artifact import Artifact, outputs_of
+from export.calibrate import CALIBRATION_WINDOWS, refuse_overlap
+from export.contents import tools
+from export.evaluate import decisions, threshold_of
+from export.recipe import Progress, Recipe, Split, files_of
+from export.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NO_TARGET = -1
+"""Target of a window that nobody labelled: right is what the original decides."""
+
+
+def of_recipe(recipe: Recipe, *, folder: Path | None, progress: Progress) -> Task:
+    """Train the recipe's network and export it. folder: where weights are kept, so that it is trained once.
+
+    Raises ExportError when it cannot be trained or exported, or a window stands in two splits.
+    """
+    from export import to_onnx
+    from export.train import deterministic, trained
+
+    with deterministic(recipe.seed):
+        progress("loading data")
+        splits = recipe.data()
+        named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        calibrate = drawn(splits.train.inputs, seed=recipe.seed)
+        check_disjoint(named, calibrate)
+        kept = folder / f"{_digest(recipe, named)}.original.npz" if folder else None
+        model = trained(recipe, splits, progress, kept=kept)
+        progress("exporting to ONNX")
+        original = to_onnx.export(model, splits.train.inputs, input_name=recipe.input.name, output_name=recipe.output)
+    task = Task(
+        name=recipe.name,
+        version=recipe.version,
+        source="/".join(recipe.path.resolve().parts[-2:]),
+        seed=recipe.seed,
+        input=recipe.input,
+        labels=recipe.labels,
+        output=recipe.output,
+        metric=recipe.metric,
+        threshold=recipe.threshold,
+        budget=recipe.budget,
+        train=splits.train,
+        calibrate=calibrate,
+        validation=splits.validation,
+        test=splits.test,
+        original=original,
+        reference={},
+        augment=recipe.augment,
+        summary=recipe.summary,
+    )
+    return referred(task)
+
+
+def of_network(model: nn.Module, task: Task, *, sample: Floats, input_name: str = "x") -> Task:
+    """A task with a trained network as its original. sample: (n, ...) windows to export with and to prove it equal.
+
+    Raises ExportError when it cannot be exported or a window stands in two splits.
+    """
+    from export import to_onnx
+
+    check_disjoint(task.splits(), task.calibrate)
+    original = to_onnx.export(model, sample, input_name=input_name, output_name=task.output)
+    return referred(msgspec.structs.replace(task, original=original))
+
+
+def of_onnx(path: Path, task: Task, *, sample: Floats) -> Task:
+    """A task with an ONNX file as its original.
+
+    Raises ExportError when the file is none that can be quantized and judged, or a window stands in two splits.
+    """
+    from export.source import check_source
+
+    check_disjoint(task.splits(), task.calibrate)
+    return referred(msgspec.structs.replace(task, original=check_source(path, sample=sample)))
+
+
+def referred(task: Task) -> Task:
+    """The task with what its original returns for each split, a threshold, and targets where nobody gave one."""
+    reference = {name: _returned(task.original, split.inputs) for name, split in task.splits().items()}
+    first = "train" if task.train is not None else "validation"
+    threshold = (
+        threshold_of(task, task.splits()[first].inputs, reference[first]) if task.output in ERROR_KINDS else None
+    )
+    found = msgspec.structs.replace(task, reference=reference, threshold=threshold)
+    decided = {name: _decided(found, split, reference[name]) for name, split in task.splits().items()}
+    return msgspec.structs.replace(found, **decided)
+
+
+def _returned(original: Artifact, inputs: Floats) -> Floats:
+    """By torch where torch has the network: what the graph gives is then judged too."""
+    if original.module is None:
+        return outputs_of(original, inputs)
+    from export.train import torch_outputs
+
+    return torch_outputs(original.module, inputs)
+
+
+def _decided(task: Task, split: Split, reference: Floats) -> Split:
+    if not np.all(split.targets == NO_TARGET):
+        return split
+    return Split(split.inputs, decisions(task, split.inputs, reference, task.threshold))
+
+
+def drawn(windows: Floats, *, seed: int) -> Floats:
+    """At most CALIBRATION_WINDOWS of them, in their order."""
+    size = min(CALIBRATION_WINDOWS, len(windows))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(windows), size=size, replace=False))
+    found: Floats = windows[chosen]
+    return found
+
+
+def check_disjoint(splits: dict[str, Split], calibrate: Floats) -> None:
+    """Raises ExportError when one window, bit for bit, stands in two splits, or in calibration and one that judges."""
+    parts = {name: split.inputs for name, split in splits.items()}
+    pairs = [("train", "validation"), ("train", "test"), ("validation", "test")]
+    for one, other in pairs:
+        if one in parts and other in parts:
+            refuse_overlap(one, parts[one], other, parts[other])
+    for name in parts.keys() - {"train"}:
+        refuse_overlap("calibration", calibrate, name, parts[name])
+
+
+def _digest(recipe: Recipe, splits: dict[str, Split]) -> str:
+    """Of all that the trained weights follow from: the recipe and its neighbours, the data, the tools."""
+    found = hashlib.sha256(repr((recipe.seed, recipe.epochs, sorted(tools("torch").items()))).encode())
+    for path in files_of(recipe.path):
+        found.update(path.name.encode() + path.read_bytes())
+    for split in splits.values():
+        found.update(np.ascontiguousarray(split.inputs).data)
+        found.update(np.ascontiguousarray(split.targets).data)
+    return found.hexdigest()[:32]
+
+
+NOTHING = Artifact("", "", b"", "", "", ())
+"""The original of a task that is yet to get one."""

@@ -1,0 +1,49 @@
+"""Where candidates are timed: this machine, or a daemon on the device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge_runtime.errors import ExportError
+from edge_runtime.records import Floats
+from export import measure
+from export.artifact import Artifact
+from export.measure import Latency
+from export.probe import Failure
+
+
+class Target(Protocol):
+    """Times a candidate beside float32. gpu: whether it would run on a GPU."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def gpu(self) -> bool: ...
+    def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+        """window: (1, ...) float32 in the model's layout."""
+
+
+class Local:
+    """This machine's CPU."""
+
+    name = "local"
+    gpu = False
+
+    def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+        return measure.latency(baseline, candidate, window, seed=seed)
+
+
+def parse(text: str) -> Target:
+    """`local`, or `mqtt[s]://[user@]host[:port]/node`. Raises ExportError for anything else."""
+    if text == "local":
+        return Local()
+    if text.startswith(("mqtt://", "mqtts://")):
+        from export.remote import Remote  # paho only when it is asked for
+
+        return Remote.of(text)
+    if text.startswith("emulated:"):
+        raise ExportError(f"target {text}: nothing is emulated here, so nothing is claimed for it; wanted {WANTED}")
+    raise ExportError(f"target {text!r}, wanted {WANTED}")
+
+
+WANTED = "local or mqtt://user@host/node"

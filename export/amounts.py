@@ -7,7 +7,7 @@ import re
 from edge_runtime.errors import ExportError
 
 UNITS: dict[str, dict[str, float]] = {
-    "share": {"%": 0.01, "": 1.0},
+    "share": {"%": 0.01},
     "milliseconds": {"us": 1e-3, "ms": 1.0, "s": 1e3},
     "kilobytes": {"kB": 1.0, "KB": 1.0, "MB": 1e3},
     "seconds": {"s": 1.0, "min": 60.0, "h": 3600.0},
@@ -21,6 +21,6 @@ def amount(text: str, kind: str) -> float:
     found = FORM.fullmatch(text.strip())
     units = UNITS[kind]
     if found is None or found[2] not in units:
-        named = ", ".join(unit for unit in units if unit)
+        named = ", ".join(units)
         raise ExportError(f"{text!r}, wanted a number with a unit ({named}) such as {EXAMPLES[kind]}")
     return float(found[1]) * units[found[2]]

@@ -7,17 +7,15 @@ varies it, the versions of the tools, and the chain of moves. Weights are kept a
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 
 from edge_runtime.errors import ExportError
+from export import fingerprint
 from export.artifact import Artifact
-from export.contents import tools
 from export.recipe import Progress
 from export.space import TRAINS, Chain, step
 from export.task import FineTune, Task
@@ -46,7 +44,7 @@ class Cache:
         self._task = task
         self._folder = folder
         self._progress = progress
-        self._task_digest = digest_of(task)
+        self._task_digest = fingerprint.of_task(task)
         self._known: dict[str, Artifact] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,30 +112,3 @@ class Cache:
             partial = path.with_name(f"{path.name}.part")
             partial.write_bytes(content)
             partial.replace(path)
-
-
-def digest_of(task: Task) -> bytes:
-    """Of everything but the moves."""
-    found = hashlib.sha256(task.original.model)
-    for array in (
-        task.calibrate,
-        *(part for split in task.splits().values() for part in (split.inputs, split.targets)),
-    ):
-        found.update(str((array.dtype, array.shape)).encode())
-        found.update(np.ascontiguousarray(array).data)
-    judged = (task.seed, task.output, task.threshold, task.original.session, sorted(tools("torch").items()))
-    found.update(repr(judged).encode())
-    for function in (task.metric, task.augment, task.finetune):
-        found.update(code_of(function))
-    return found.digest()
-
-
-def code_of(function: Callable[..., object] | None) -> bytes:
-    """The file that a function stands in, its name where it has none, nothing for None."""
-    if function is None:
-        return b"-"
-    plain = inspect.unwrap(function)
-    try:
-        return Path(inspect.getfile(plain)).read_bytes()
-    except (OSError, TypeError):
-        return getattr(plain, "__qualname__", repr(type(plain))).encode()

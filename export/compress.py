@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edge_runtime.errors import ExportError
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Best", "Budget", "Compressed", "compress", "run"]
 
 Labelled = Split | tuple[Floats, Labels]
-BUDGET = Budget(max_drop=0.01)
+DEFAULT_DROP = 0.01
+"""Where a budget names none: nobody wants what is merely small or fast."""
 
 
 class Best:
@@ -81,7 +83,7 @@ def compress(
     calibrate: Floats | None = None,
     test: Labelled | Floats | None = None,
     metric: Metric | None = None,
-    budget: Budget = BUDGET,
+    budget: Budget = Budget(),  # noqa: B008  immutable
     target: str = "local",
     output: OutputKind = "logits",
     labels: tuple[str, ...] = (),
@@ -152,9 +154,14 @@ def run(
     folder: Path | None = None,
     progress: Progress = lambda _text: None,
 ) -> Compressed:
-    """Search. folder: where candidates are kept, None for nowhere. Raises ExportError."""
+    """Search; a budget without max_drop gets DEFAULT_DROP.
+
+    folder: where candidates are kept, None for nowhere. Raises ExportError.
+    """
     if effort not in EFFORTS:
         raise ExportError(f"effort {effort!r}, wanted one of {', '.join(EFFORTS)}")
+    if task.budget.max_drop is None:
+        task = msgspec.structs.replace(task, budget=msgspec.structs.replace(task.budget, max_drop=DEFAULT_DROP))
     outcome = search(
         task,
         target=targets.parse(target),

@@ -40,8 +40,9 @@ class Judged(Protocol):
 class Drop(NamedTuple):
     """How much lower the metric is than the original's on the same windows, absolute.
 
-    error: its standard error. low, high: 95 % interval. p_value: of no difference, McNemar's exact test for accuracy,
-    else twice the share of paired resamples on the other side of zero.
+    error: its standard error, above zero though no window is decided otherwise: few windows say little. low, high: 95 %
+    interval. p_value: of no difference, McNemar's exact test for accuracy, else twice the share of paired resamples on
+    the other side of zero.
     """
 
     value: float
@@ -94,9 +95,8 @@ def evaluate(task: Judged, split: Split, outputs: Floats, reference: Floats) -> 
 def paired_shares(right_before: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Drop:
     """The difference of two shares over the same windows: adjusted Wald interval (Agresti and Min 2005)."""
     n, lost, won = len(right), int(np.sum(right_before & ~right)), int(np.sum(~right_before & right))
-    error = math.sqrt(lost + won - (lost - won) ** 2 / n) / n
-    center, wide = (lost - won) / (n + 2), math.sqrt(lost + won + 1 - (lost - won) ** 2 / (n + 2)) / (n + 2)
-    return Drop((lost - won) / n, error, center - Z_95 * wide, center + Z_95 * wide, mcnemar(right_before, right))
+    center, error = (lost - won) / (n + 2), math.sqrt(lost + won + 1 - (lost - won) ** 2 / (n + 2)) / (n + 2)
+    return Drop((lost - won) / n, error, center - Z_95 * error, center + Z_95 * error, mcnemar(right_before, right))
 
 
 def paired_bootstrap(metric: Metric, before: Floats, outputs: Floats, targets: Labels, *, seed: int) -> Drop:
@@ -112,7 +112,8 @@ def paired_bootstrap(metric: Metric, before: Floats, outputs: Floats, targets: L
         return Drop(value, math.nan, math.nan, math.nan, math.nan)
     low, high = np.percentile(values, [2.5, 97.5])
     p_value = min(1.0, 2 * min(float(np.mean(values <= 0)), float(np.mean(values >= 0))))
-    return Drop(value, float(np.std(values)), float(low), float(high), p_value)
+    least = abs(float(metric(outputs, targets))) / (len(targets) + 2)  # of a metric that no resample changes
+    return Drop(value, max(float(np.std(values)), least), float(low), float(high), p_value)
 
 
 def comparable(task: Judged, inputs: Floats, outputs: Floats) -> Floats:

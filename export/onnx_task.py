@@ -17,7 +17,6 @@ from export.quiet import one_line
 from export.recipe import Budget, InputSpec, Split
 from export.task import Task
 
-DEFAULT_DROP = 0.01
 ARRAYS = ("calibrate", "validation", "validation_targets", "test", "test_targets")
 
 
@@ -35,8 +34,6 @@ def onnx_task(path: Path, data: Path | None, told: dict[str, Any], asked: Budget
         raise ExportError(f"{path}: takes a state or scalars beside the window; pack it as it is with edge-export pack")
     arrays = _arrays(data)
     calibrate = load_windows(arrays["calibrate"], plan.input)
-    if asked == Budget():
-        asked = Budget(max_drop=DEFAULT_DROP)
     task = Task(
         name=plan.name,
         version=str(told.get("version", "0.1.0")),

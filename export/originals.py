@@ -62,6 +62,7 @@ def of_recipe(recipe: Recipe, *, folder: Path | None, progress: Progress) -> Tas
         reference={},
         augment=recipe.augment,
         summary=recipe.summary,
+        code=hashlib.sha256(b"".join(path.read_bytes() for path in files_of(recipe.path))).hexdigest(),
     )
     return referred(task)
 

@@ -34,6 +34,8 @@ from export.search import Outcome
 from export.task import Task
 
 GOLDEN_MIN, GOLDEN_MAX = 8, 16
+GOLDEN_BYTES, GOLDEN_LEAST = 128 * 1024, 4
+"""Of large windows there are fewer: they shall not outweigh the model."""
 
 
 def pack(path: Path, outcome: Outcome) -> Manifest:
@@ -79,7 +81,8 @@ def golden_vectors(task: Task, artifact: Artifact, *, is_original: bool) -> Cert
     is_original: the graph is to give what torch gives.
     """
     split, torch_raw = task.validation, task.reference["validation"]
-    picked = spread(split.targets, count=min(max(len(task.labels), GOLDEN_MIN), GOLDEN_MAX))
+    affordable = max(GOLDEN_LEAST, GOLDEN_BYTES // split.inputs[0].nbytes)
+    picked = spread(split.targets, count=min(max(len(task.labels), GOLDEN_MIN), GOLDEN_MAX, affordable))
     inputs = split.inputs[picked]
     request = trial.Request(artifact.input, artifact.output, session=artifact.session)
     golden = Golden(inputs, trial.run(artifact.model, inputs, request, name=task.name).outputs)

@@ -112,7 +112,7 @@ def tuned(artifact: Artifact, module: nn.Module, windows: Floats, finetune: Fine
     finetune(module)
     module.eval().requires_grad_(False)
     exported = to_onnx.export(module, windows, input_name=artifact.input, output_name=artifact.output)
-    steps = (*artifact.steps, told, *exported.steps)
+    steps = (*artifact.steps, told, *exported.steps[1:])  # its export is told already, its parity is new
     return msgspec.structs.replace(exported, name="pruned", steps=steps, session=artifact.session)
 
 

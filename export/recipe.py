@@ -8,6 +8,7 @@ line.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import sys
@@ -152,6 +153,7 @@ def _execute(path: Path) -> ModuleType:
 def _guarded(path: Path, what: str, function: Callable[P, R]) -> Callable[P, R]:
     """The function, its folder importable, its prints kept off stdout, its exceptions told in one line."""
 
+    @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         with _neighbours(path.resolve().parent), redirect_stdout(sys.stderr):
             try:

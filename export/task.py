@@ -28,7 +28,8 @@ class Task(msgspec.Struct, frozen=True):
     stand in neither validation nor test. original: float32, its outputs as `output` says, its module the trained
     network where torch has it. reference: what the original returns for each split there is.
     augment: (features, generator) to features of the same shape, for fine-tuning; features are what the front-end
-    gives, or the input without one. finetune: trains a network in place, instead of distillation.
+    gives, or the input without one. code: of the files that they and the metric come from, a digest; "" where their own
+    files are all there is. finetune: trains a network in place, instead of distillation.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Task(msgspec.Struct, frozen=True):
     augment: Augment | None = None
     finetune: FineTune | None = None
     summary: str = ""
+    code: str = ""
 
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""

@@ -145,6 +145,16 @@ def test_golden_windows_come_from_validation_and_show_every_label(exported, outc
     assert sorted(validation.targets[places].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
+def test_of_large_windows_there_are_fewer_golden_ones(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "GOLDEN_BYTES", 5 * 2 * 256 * 4)
+    artifact = outcome.measured[0].artifact
+    assert artifact is not None
+
+    assert len(pack.golden_vectors(outcome.task, artifact, is_original=True).golden.inputs) == 5
+    monkeypatch.setattr(pack, "GOLDEN_BYTES", 1)
+    assert len(pack.golden_vectors(outcome.task, artifact, is_original=True).golden.inputs) == pack.GOLDEN_LEAST
+
+
 def test_the_tolerance_of_int8_scores_is_what_two_steps_of_the_logits_do() -> None:
     """Logits from -5 to 5: a step is 10/255. The golden window is undecided, so both scores can move by most."""
     outputs = np.array([[-5.0, 5.0]], np.float32)

@@ -68,14 +68,19 @@ def shares(n: int, *, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_drop_of_a_share_is_counted_over_the_same_windows() -> None:
-    """8 lost and 2 won of 400: 1.5 points; standard error sqrt(10 - 36/400) / 400; Agresti and Min 2005."""
+    """8 lost and 2 won of 400: 1.5 points; standard error sqrt(11 - 36/402) / 402; Agresti and Min 2005."""
     found = paired_shares(*shares(400, lost=8, won=2))
 
     assert found.value == pytest.approx(0.015)
-    assert found.error == pytest.approx(math.sqrt(10 - 36 / 400) / 400)
-    half = 1.959963984540054 * math.sqrt(11 - 36 / 402) / 402
+    assert found.error == pytest.approx(math.sqrt(11 - 36 / 402) / 402)
+    half = 1.959963984540054 * found.error
     assert (found.low, found.high) == pytest.approx((6 / 402 - half, 6 / 402 + half))
     assert found.p_value == pytest.approx(mcnemar(*shares(400, lost=8, won=2)))
+
+
+@pytest.mark.parametrize(("n", "points"), [(5, 100 / 7), (100, 100 / 102), (480, 100 / 482)])
+def test_few_windows_prove_no_small_drop_though_none_is_decided_otherwise(n: int, points: float) -> None:
+    assert 100 * paired_shares(*shares(n, lost=0, won=0)).error == pytest.approx(points)
 
 
 def test_the_interval_of_a_drop_holds_the_true_one_nineteen_times_of_twenty() -> None:

@@ -260,8 +260,11 @@ def test_requests_are_acknowledged_at_once_and_answered_one_at_a_time(
     [
         (message(reply=""), "without response topic or correlation data"),
         (message(correlation=b""), "without response topic or correlation data"),
-        (message(reply="in/a"), f"response topic not below {REPLIES}"),
-        (message(reply=f"{REPLIES}#"), "with a response topic that is none"),
+        (message(correlation=b"c" * 65), "correlation data of more than 64 bytes"),
+        (message(reply=f"{REPLIES}{'/' * 300}"), f"response topic not {REPLIES}NAME"),
+        (message(reply=f"{REPLIES}{'a' * 65}"), f"response topic not {REPLIES}NAME"),
+        (message(reply="in/a"), f"response topic not {REPLIES}NAME"),
+        (message(reply=f"{REPLIES}#"), f"response topic not {REPLIES}NAME"),
     ],
 )
 def test_a_request_that_nobody_could_be_answered_is_dropped_and_counted(

@@ -1,0 +1,76 @@
+"""What differs must not look alike: figures of one metric are not those of another."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from export.fingerprint import of_value
+
+pytestmark = pytest.mark.torch
+
+
+def recall(outputs: np.ndarray, targets: np.ndarray, label: int = 1) -> float:
+    return float(np.mean(outputs[targets == label] > 0))
+
+
+def closing_over(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+def counting(n: int) -> int:
+    return n and counting(n - 1)
+
+
+def test_the_same_function_has_the_same_fingerprint() -> None:
+    assert of_value(recall) == of_value(recall)
+    assert of_value(closing_over(3)) == of_value(closing_over(3))
+    assert of_value(counting) == of_value(counting)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (recall, counting),
+        (functools.partial(recall, label=1), functools.partial(recall, label=2)),
+        (closing_over(3), closing_over(4)),
+        (closing_over(np.zeros(3)), closing_over(np.ones(3))),
+        (closing_over(torch.zeros(3)), closing_over(torch.ones(3))),
+        (closing_over({"a": [1]}), closing_over({"a": [2]})),
+        (closing_over(functools.partial(recall, label=1)), closing_over(functools.partial(recall, label=2))),
+        (lambda x: x + 1, lambda x: x + 2),
+        (None, recall),
+    ],
+)
+def test_another_function_or_other_values_in_it_have_another(one: object, other: object) -> None:
+    assert of_value(one) != of_value(other)
+
+
+def test_a_network_in_a_function_counts_with_its_weights() -> None:
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+    assert of_value(closing_over(one)) == of_value(closing_over(one))
+    assert of_value(closing_over(one)) != of_value(closing_over(other))
+
+
+def test_what_cannot_be_seen_through_is_never_found_again() -> None:
+    hidden = closing_over(object())
+
+    assert of_value(hidden) != of_value(hidden)
+
+
+def test_a_wrapped_function_is_known_by_what_it_wraps() -> None:
+    def wrapped(function: Callable[..., float]) -> Callable[..., float]:
+        @functools.wraps(function)
+        def call(*args: object) -> float:
+            return function(*args)
+
+        return call
+
+    assert of_value(wrapped(recall)) == of_value(recall)
+    assert of_value(wrapped(recall)) != of_value(wrapped(counting))

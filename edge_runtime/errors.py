@@ -18,7 +18,11 @@ Anything else that escapes is a bug and ends the process.
 
 from __future__ import annotations
 
+import msgspec
+
 DETAIL_CHARACTERS = 300
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: a text in them need not be UTF-8."""
 
 
 class EdgeRuntimeError(Exception):

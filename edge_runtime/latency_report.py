@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edge_runtime.errors import EdgeRuntimeError, LatencyLogError
+from edge_runtime.errors import MALFORMED, EdgeRuntimeError, LatencyLogError
 from edge_runtime.model.child import printable
 from edge_runtime.monitor.hdrlog import LOG_NAME, SLOWEST_NAME
 from edge_runtime.monitor.hdrread import (
@@ -325,7 +325,7 @@ def _slow_lines(path: Path, skipped: SkippedLines) -> Iterator[SlowLine]:
             for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
                 try:
                     found = decoder.decode(line)
-                except msgspec.DecodeError as error:
+                except MALFORMED as error:
                     if not line.endswith(b"\n") and len(line) < LINE_BYTES:
                         return
                     skipped.add(number, f"no slow window: {error}")

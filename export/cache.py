@@ -14,10 +14,10 @@ from typing import TypeVar
 import msgspec
 
 from edge_runtime.errors import ExportError
-from export import fingerprint
+from export import fingerprint, kept, space
 from export.artifact import Artifact
 from export.recipe import Progress
-from export.space import TRAINS, Chain, step
+from export.space import TRAINS, Chain
 from export.task import FineTune, Task
 from export.weights import tuned
 
@@ -42,12 +42,13 @@ class Cache:
 
     def __init__(self, task: Task, folder: Path | None, progress: Progress) -> None:
         self._task = task
-        self._folder = folder
         self._progress = progress
         self._task_digest = fingerprint.of_task(task)
+        is_known_again = folder is None or self._task_digest == fingerprint.of_task(task)
+        self._folder = folder if is_known_again else None
+        if not is_known_again:
+            progress(f"{task.name}: its metric, augment or training cannot be told from others; nothing is kept")
         self._known: dict[str, Artifact] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def perform(self, chain: Chain, *, with_module: bool = False) -> Artifact:
         """The artifact of a chain; whatever of it is known is not made again.
@@ -57,11 +58,11 @@ class Cache:
         if not chain:
             return self._task.original
         key = self.key(chain)
-        known = self._known.get(key) or (None if with_module else self._read(key))
+        known = self._known.get(key) or (None if with_module else self._artifact(key))
         if known is None or (with_module and known.module is None):
             move = chain[-1]
             before = self.perform(chain[:-1], with_module=move.kind in TRAINS)
-            known = self._made(key, lambda: step(self._task, move, self._tuned(key), self._progress)(before))
+            known = self._made(key, lambda: space.step(self._task, move, self._tuned(key), self._progress)(before))
         self._known[key] = known
         return known
 
@@ -71,44 +72,42 @@ class Cache:
 
     def remembered(self, chain: Chain, what: str, kind: type[T]) -> T | None:
         """What was kept of a candidate under that name."""
-        path = self._path(self.key(chain), f"{what}.json")
-        return msgspec.json.decode(path.read_bytes(), type=kind) if path and path.is_file() else None
+        raw = self._read(self.key(chain), f"{what}.json")
+        return None if raw is None else msgspec.json.decode(raw, type=kind)
 
     def remember(self, chain: Chain, what: str, value: msgspec.Struct) -> None:
-        self._write(self._path(self.key(chain), f"{what}.json"), msgspec.json.encode(value))
+        self._write(self.key(chain), f"{what}.json", msgspec.json.encode(value))
 
     def _made(self, key: str, make: Callable[[], Artifact]) -> Artifact:
         try:
             artifact = make()
         except ExportError as error:
-            self._write(self._path(key, "made.json"), msgspec.json.encode(_Made(refused=str(error))))
+            self._write(key, "made.json", msgspec.json.encode(_Made(refused=str(error))))
             raise
-        self._write(self._path(key, "onnx"), artifact.model)
+        self._write(key, "onnx", artifact.model)
         fields = {name: getattr(artifact, name) for name in _Made.__struct_fields__ if name != "refused"}
-        self._write(self._path(key, "made.json"), msgspec.json.encode(_Made(**fields)))
+        self._write(key, "made.json", msgspec.json.encode(_Made(**fields)))
         return artifact
 
-    def _read(self, key: str) -> Artifact | None:
-        told, graph = self._path(key, "made.json"), self._path(key, "onnx")
-        if told is None or graph is None or not told.is_file():
-            return None
-        made = msgspec.json.decode(told.read_bytes(), type=_Made)
-        if made.refused:
+    def _artifact(self, key: str) -> Artifact | None:
+        told, graph = self._read(key, "made.json"), self._read(key, "onnx")
+        made = None if told is None else msgspec.json.decode(told, type=_Made)
+        if made is not None and made.refused:
             raise ExportError(made.refused)
+        if made is None or graph is None:
+            return None
         fields = {name: getattr(made, name) for name in _Made.__struct_fields__ if name != "refused"}
-        return Artifact(model=graph.read_bytes(), **fields)
+        return Artifact(model=graph, **fields)
 
     def _tuned(self, key: str) -> Callable[[FineTune], FineTune]:
-        path = self._path(key, "npz")
-        if path is None:
+        if self._folder is None:
             return lambda finetune: finetune
+        path = self._folder / f"{key}.npz"
         return lambda finetune: lambda module: tuned(module, path, finetune)
 
-    def _path(self, key: str, kind: str) -> Path | None:
-        return self._folder / f"{key}.{kind}" if self._folder else None
+    def _read(self, key: str, kind: str) -> bytes | None:
+        return kept.read(self._folder / f"{key}.{kind}") if self._folder else None
 
-    def _write(self, path: Path | None, content: bytes) -> None:
-        if path is not None:
-            partial = path.with_name(f"{path.name}.part")
-            partial.write_bytes(content)
-            partial.replace(path)
+    def _write(self, key: str, kind: str, content: bytes) -> None:
+        if self._folder is not None:
+            kept.write(self._folder / f"{key}.{kind}", content)

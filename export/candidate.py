@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from edge_runtime.errors import ExportError
+from edge_runtime.errors import ExportError, ModelError
 from export import probe, space, to_onnx
 from export.artifact import Artifact, outputs_of
 from export.cache import Cache
@@ -90,7 +90,8 @@ class Trial:
         """The candidate's figures. Raises OutOfTime instead of making one past the deadline."""
         key = self._cache.key(chain)
         if key not in self._measured:
-            self._measured[key] = self._remembered(chain) or self._found(chain)
+            known = self._remembered(chain)
+            self._measured[key] = known if known and self._is_timed(known) else self._found(chain)
         return self._measured[key]
 
     def test(self, candidate: Measured) -> Measured:
@@ -110,17 +111,22 @@ class Trial:
         found = sensitivity(float32, self.task.calibrate, scheme=scheme, method=method)
         return tuple(layer.name for layer in found)
 
+    def _is_timed(self, known: Measured) -> bool:
+        """Whether it was, or need not be: what was too far for another budget may be near enough for this one."""
+        far = known.validation is not None and is_far(known.validation, self.task.budget)
+        return bool(known.failure) or known.latency is not None or far
+
     def _found(self, chain: Chain) -> Measured:
-        if self._deadline_s is not None and time.monotonic() > self._deadline_s:
+        if chain and self._deadline_s is not None and time.monotonic() > self._deadline_s:
             raise OutOfTime
         begun_s = time.monotonic()
         self._progress(f"{space.named(chain)}: making")
         try:
-            artifact = self._cache.perform(chain)
-        except ExportError as error:
+            found = self._judged(chain, self._cache.perform(chain))
+        except (ExportError, ModelError) as error:
             found = Measured(chain, failure=str(error))
-        else:
-            found = self._judged(chain, artifact)
+        if not found.failure and found.validation and not is_far(found.validation, self.task.budget):
+            found = self._timed(found)
         found = msgspec.structs.replace(found, seconds=time.monotonic() - begun_s)
         kept = _Kept(found.latency, found.validation, found.failure, found.seconds)
         self._cache.remember(chain, self._figures, kept)
@@ -128,18 +134,18 @@ class Trial:
 
     def _judged(self, chain: Chain, artifact: Artifact) -> Measured:
         """Loaded in a child process first: a crash must not be ours."""
-        told, shipped = space.named(chain), self._shipped(artifact)
-        window = self.task.validation.inputs[:1]
-        if isinstance(crash := probe.run(artifact, window), Failure):
-            return Measured(chain, artifact=shipped, failure=crash.reason)
-        self._progress(f"{told}: evaluating")
-        validation = self._evaluate(artifact, "validation")
-        found = Measured(chain, artifact=shipped, validation=validation)
-        if is_far(validation, self.task.budget):
+        ships = shipped(self.task, artifact)
+        if isinstance(crash := probe.run(artifact, self.task.validation.inputs[:1]), Failure):
+            return Measured(chain, artifact=ships, failure=crash.reason)
+        self._progress(f"{space.named(chain)}: evaluating")
+        return Measured(chain, artifact=ships, validation=self._evaluate(artifact, "validation"))
+
+    def _timed(self, found: Measured) -> Measured:
+        if found.artifact is None:
             return found
-        self._progress(f"{told}: timing beside float32")
-        original = self._shipped(self.task.original)
-        latency = self._target.latency(original, shipped, window, seed=self.task.seed)
+        self._progress(f"{found.name}: timing beside float32")
+        original, window = shipped(self.task, self.task.original), self.task.validation.inputs[:1]
+        latency = self._target.latency(original, found.artifact, window, seed=self.task.seed)
         if isinstance(latency, Failure):
             return msgspec.structs.replace(found, failure=latency.reason)
         return msgspec.structs.replace(found, latency=latency)
@@ -150,7 +156,7 @@ class Trial:
             return None
         artifact = None
         with contextlib.suppress(ExportError):
-            artifact = self._shipped(self._cache.perform(chain))
+            artifact = shipped(self.task, self._cache.perform(chain))
         return Measured(chain, artifact, kept.latency, kept.validation, None, kept.failure, kept.seconds)
 
     @property
@@ -158,12 +164,14 @@ class Trial:
         """The name under which figures are kept: times are those of one machine."""
         return f"on-{hashlib.sha256(f'{self._target.name} {machine()}'.encode()).hexdigest()[:8]}"
 
-    def _shipped(self, artifact: Artifact) -> Artifact:
-        return slim(to_onnx.with_scores(artifact) if self.task.output == "logits" else artifact)
-
     def _evaluate(self, artifact: Artifact, name: str) -> Evaluation:
         split = self.task.splits()[name]
         return evaluate(self.task, split, outputs_of(artifact, split.inputs), self.task.reference[name])
+
+
+def shipped(task: Task, artifact: Artifact) -> Artifact:
+    """What a device gets: scores where the network gives logits, and nothing that nobody reads."""
+    return slim(to_onnx.with_scores(artifact) if task.output == "logits" else artifact)
 
 
 def is_far(found: Evaluation, budget: Budget) -> bool:

@@ -2,7 +2,7 @@
 
 Chosen is, among the candidates that keep the budget and are better than float32 in something asked for, the fastest;
 candidates within NOISE of the fastest count as equally fast, and the smallest of them wins, the earlier one where
-sizes are equal. Where nothing is better, float32 is chosen, if it keeps the budget itself.
+sizes are equal. Where nothing is better, float32 is chosen; where it does not keep the budget, what keeps it is better.
 
 A budget is kept when the drop on validation, and its standard error on top, are within it: among many candidates
 some are lucky. Asked for are speed with p95_ms, size with size_kb, and both where neither was said.
@@ -36,7 +36,8 @@ class Verdict(msgspec.Struct, frozen=True):
 def choose(measured: Sequence[Measured], budget: Budget) -> tuple[Verdict, ...]:
     """One verdict a candidate, by the rule in this file's docstring. measured: float32 first."""
     float32 = measured[0]
-    objections = [list(excess(m, budget)) or useless(m, float32, budget) for m in measured]
+    is_kept = not excess(float32, budget)  # else whatever keeps it is a gain
+    objections = [list(excess(m, budget)) or (useless(m, float32, budget) if is_kept else []) for m in measured]
     better = [m for m, against in zip(measured, objections, strict=True) if not against and m is not float32]
     fitting = better or [m for m, against in zip(measured, objections, strict=True) if not against]
     if not fitting:
@@ -86,7 +87,7 @@ def excess(m: Measured, budget: Budget) -> dict[str, float]:
 def useless(m: Measured, float32: Measured, budget: Budget) -> list[str]:
     """Why a candidate is no gain over float32 in what was asked for; nothing when it is one, or is float32.
 
-    Slower (three rounds of four) is allowed only to who asks for size and not for speed.
+    float32 keeps the budget. Slower (three rounds of four) is allowed only to who asks for size and not for speed.
     """
     if m is float32 or m.latency is None:
         return []

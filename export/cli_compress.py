@@ -10,7 +10,18 @@ import click
 
 from edge_runtime.errors import ExportError
 from export.amounts import amount
-from export.cli_options import BUDGET_MISSED, DONE, FILE, NEW_FILE, check_folder, conclude, end, progress, spec_options
+from export.cli_options import (
+    BUDGET_MISSED,
+    DONE,
+    FILE,
+    NEW_FILE,
+    check_folder,
+    check_suffix,
+    conclude,
+    end,
+    progress,
+    spec_options,
+)
 
 if TYPE_CHECKING:
     from export.explain import Explanation
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
 
 EFFORTS = ("quick", "default", "thorough", "post-training")
 CACHE = Path("~/.cache/edge-export")
+PAGES = (".html", ".txt")
 DATA_HELP = "Windows of an ONNX file, .npz: calibrate, validation, validation_targets, test, test_targets."
 
 
@@ -79,10 +91,14 @@ def compress(
     """
     for file, option in ((bundle, "-o"), (plot, "--plot"), (report, "--report")):
         check_folder(file, option)
+    check_suffix(plot, "--plot", (".html", ".png"))
+    check_suffix(report, "--report", PAGES)
 
     def run() -> int:
         from export.recipe import Budget
+        from export.targets import parse
 
+        parse(target)
         asked = Budget(max_drop, p95, size)
         with progress() as say:
             task = _task(model, data, told, asked, seed=seed, folder=cache.expanduser(), say=say)
@@ -91,11 +107,14 @@ def compress(
             found = api.run(
                 task, target=target, effort=effort, time_limit_s=time_limit, folder=cache.expanduser(), progress=say
             )
+        code = conclude(found, bundle or Path(f"{task.name}-{task.version}.edge"), as_json=as_json)
+        with progress() as say:
+            say("plotting, explaining")
             if plot:
                 found.plot(plot)
             if report and found.outcome.chosen:
                 _write_page(report, found.explain())
-        return conclude(found, bundle or Path(f"{task.name}-{task.version}.edge"), as_json=as_json)
+        return code
 
     end(run)
 
@@ -138,8 +157,7 @@ def _write_page(path: Path, explanation: Explanation) -> None:
     """A page of HTML or of text, by the file's suffix."""
     from export import explain_html
 
-    is_html = path.suffix.lower() in {".html", ".htm"}
-    path.write_text(explain_html.page(explanation) if is_html else f"{explanation}\n")
+    path.write_text(explain_html.page(explanation) if path.suffix == ".html" else f"{explanation}\n")
 
 
 @click.command()
@@ -148,6 +166,7 @@ def _write_page(path: Path, explanation: Explanation) -> None:
 def explain(model: Path, page: Path | None) -> None:
     """Say what became of each node of MODEL, a bundle or an ONNX file, and where its time and size go."""
     check_folder(page, "--page")
+    check_suffix(page, "--page", PAGES)
 
     def run() -> int:
         from export.recipe import require_tools
@@ -180,8 +199,11 @@ def verify(*, bundle: Path, source: Path, data: Path | None, cache: Path, **told
         from export.recipe import Budget
 
         with progress() as say:
-            task = _task(source, data, told, Budget(), seed=None, folder=cache.expanduser(), say=say)
+            from edge_runtime.model.bundle import read
             from export import verify as proof
+
+            seed = read(bundle).manifest.provenance.seed
+            task = _task(source, data, told, Budget(), seed=seed, folder=cache.expanduser(), say=say)
 
             say("verifying")
             found = proof.verify(bundle, task)

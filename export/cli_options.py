@@ -74,6 +74,11 @@ def check_folder(file: Path | None, option: str) -> None:
         raise click.BadParameter(f"{file.parent} is not a folder", param_hint=option)
 
 
+def check_suffix(file: Path | None, option: str, suffixes: tuple[str, ...]) -> None:
+    if file is not None and file.suffix not in suffixes:
+        raise click.BadParameter(f"{file.name}, wanted a name ending in {' or '.join(suffixes)}", param_hint=option)
+
+
 def end(command: Callable[[], int]) -> NoReturn:
     """End with the command's exit code; an error raised on purpose is one line on stderr."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from edge_runtime.records import Floats, InputSpec
 from export import originals, report, targets
 from export.cache import Cache
 from export.candidate import Measured
+from export.quiet import one_line
 from export.recipe import Augment, Budget, Labels, Metric, Progress, Split, require_tools
 from export.search import EFFORTS, Outcome, search
 from export.task import FineTune, Task
@@ -123,7 +125,7 @@ def compress(
         input=input,
         labels=labels,
         output=output,
-        metric=metric,
+        metric=metric and _guarded(metric),
         threshold=threshold,
         budget=budget,
         train=known,
@@ -135,13 +137,14 @@ def compress(
         augment=augment,
         finetune=train if callable(train) else None,
     )
+    targets.parse(target)
     example = windows if sample is None else sample
     if isinstance(model, Path | str):
         task = originals.of_onnx(Path(model), task, sample=example)
     else:
         name_in = input.name if input else "x"
         task = originals.of_network(model, task, sample=example, input_name=name_in)
-    folder = Path(cache) if cache else None
+    folder = Path(cache).expanduser() if cache else None
     return run(task, target=target, effort=effort, time_limit_s=time_limit_s, folder=folder, progress=progress)
 
 
@@ -173,6 +176,19 @@ def run(
     return Compressed(outcome)
 
 
+def _guarded(metric: Metric) -> Metric:
+    """The metric, what it raises told in a line: a resample of one label only is no end of a search."""
+
+    @functools.wraps(metric)
+    def call(outputs: Floats, targets_: Labels) -> float:
+        try:
+            return metric(outputs, targets_)
+        except Exception as error:
+            raise ExportError(f"metric() raised {type(error).__name__}: {one_line(error)}") from error
+
+    return call
+
+
 def _split(name: str, given: Labelled | Floats) -> Split:
     """Raises ExportError naming the argument when it is no windows, or windows and labels, of one length."""
     if isinstance(given, Split):
@@ -183,8 +199,10 @@ def _split(name: str, given: Labelled | Floats) -> Split:
         inputs, targets_ = given
         split = Split(np.asarray(inputs), np.asarray(targets_))
     found = f"{split.inputs.dtype} {split.inputs.shape} and {split.targets.dtype} {split.targets.shape}"
-    if split.inputs.dtype != np.float32 or split.targets.dtype != np.int64 or len(split.inputs) != len(split.targets):
+    if (
+        split.inputs.dtype != np.float32
+        or split.targets.dtype != np.int64
+        or split.targets.shape != (len(split.inputs),)
+    ):
         raise ExportError(f"{name}: {found}, wanted float32 windows (n, …) and int64 targets (n)")
-    if not len(split.inputs) or not np.isfinite(split.inputs).all():
-        raise ExportError(f"{name}: {len(split.inputs)} windows, NaN or infinite values among them; wanted finite ones")
     return split

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import secrets
-from collections.abc import Callable
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from edge_runtime.model import session
 from export.contents import tools
 from export.task import Task
 
@@ -20,16 +23,26 @@ from export.task import Task
 def of_task(task: Task) -> bytes:
     """Of the original, the data, the code that judges, varies and trains, and the versions of the tools."""
     found = hashlib.sha256(task.original.model)
-    for array in (
-        task.calibrate,
-        *(part for split in task.splits().values() for part in (split.inputs, split.targets)),
-    ):
-        found.update(str((array.dtype, array.shape)).encode())
+    arrays: dict[str, Any] = {"calibrate": task.calibrate}
+    for name, split in task.splits().items():
+        arrays |= {f"{name} inputs": split.inputs, f"{name} targets": split.targets}
+    for name, array in arrays.items():
+        found.update(str((name, array.dtype, array.shape)).encode())
         found.update(np.ascontiguousarray(array).data)
+    found.update(own_code())
     judged = (task.seed, task.output, task.threshold, task.original.session, task.code, sorted(tools("torch").items()))
     found.update(repr(judged).encode())
     for function in (task.metric, task.augment, task.finetune):
         found.update(of_value(function))
+    return found.digest()
+
+
+def own_code() -> bytes:
+    """Of all that makes, judges and times candidates."""
+    found = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(session.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            found.update(path.name.encode() + path.read_bytes())
     return found.digest()
 
 
@@ -46,36 +59,54 @@ def of_value(value: object, within: tuple[int, ...] = ()) -> bytes:
     return found.digest()
 
 
-def _parts(value: Any) -> list[object]:  # noqa: ANN401  whatever a function may hold
+def _parts(value: Any) -> Sequence[object]:  # noqa: ANN401  whatever a function may hold
     """Bytes, and values to look into."""
     for kinds, parts in LOOK:
         if isinstance(value, kinds):
             return parts(value)
     if callable(getattr(value, "state_dict", None)):  # a network: its form and its weights
         return [repr(value).encode(), dict(value.state_dict())]
-    return [value.detach().numpy()] if callable(getattr(value, "detach", None)) else [secrets.token_bytes()]
+    if callable(getattr(value, "detach", None)):
+        return [value.detach().numpy()]
+    if callable(value) and hasattr(value, "__qualname__"):  # built in
+        return [f"{value.__module__}.{value.__qualname__}".encode()]
+    if hasattr(value, "__dict__") and type(value).__module__ != "builtins":
+        return [type(value), vars(value)]
+    return [value.__name__.encode()] if isinstance(value, np.ufunc) else [secrets.token_bytes()]
 
 
-def _held(function: FunctionType) -> list[object]:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [_file_of(function), function.__code__, function.__defaults__, function.__kwdefaults__, cells]
+def _held(function: FunctionType) -> Sequence[object]:
+    """Its file, its code, and the values that its names stand for."""
+    named: list[object] = []
+    with contextlib.suppress(ValueError):  # a name that has no value yet
+        bound = inspect.getclosurevars(function)
+        named = [bound.nonlocals, bound.globals]
+    return [_file_of(function), function.__code__, function.__defaults__, function.__kwdefaults__, *named]
 
 
 def _file_of(value: Any) -> bytes:  # noqa: ANN401
+    """Of what is nobody else's package: its file."""
     try:
-        return Path(inspect.getfile(value)).read_bytes()
+        path = Path(inspect.getfile(value))
+        return b"" if "site-packages" in path.parts else path.read_bytes()
     except (OSError, TypeError):
         return b""
 
 
-LOOK: tuple[tuple[Any, Callable[[Any], list[object]]], ...] = (
-    ((str, bytes, int, float, bool, type(None)), lambda value: [repr(value).encode()]),
+LOOK: tuple[tuple[Any, Callable[[Any], Sequence[object]]], ...] = (
+    (
+        (str, bytes, int, float, complex, type(None), type(...), range, slice, PurePath, np.dtype),
+        lambda value: [repr(value).encode()],
+    ),
     ((tuple, list), list),
+    ((set, frozenset), lambda value: sorted(map(of_value, value))),
     (dict, lambda value: [part for item in value.items() for part in item]),
     (functools.partial, lambda value: [value.func, value.args, value.keywords]),
+    (MethodType, lambda value: [value.__func__, value.__self__]),
     ((np.ndarray, np.generic), lambda value: [str((value.dtype, value.shape)).encode(), value.tobytes()]),
     (FunctionType, _held),
     (CodeType, lambda value: [value.co_code, value.co_consts, value.co_names]),
     ((ModuleType, type), lambda value: [value.__name__.encode(), _file_of(value)]),
+    (msgspec.Struct, lambda value: [type(value), msgspec.structs.asdict(value)]),
 )
 """What values of a type are made of."""

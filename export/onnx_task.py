@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.errors import ExportError
-from edge_runtime.model.manifest import ERROR_KINDS
 from export import originals, signature
 from export.derive import derive
 from export.originals import NO_TARGET
@@ -52,18 +51,7 @@ def onnx_task(path: Path, data: Path | None, told: dict[str, Any], asked: Budget
         original=originals.NOTHING,
         reference={},
     )
-    return _labelled(originals.of_onnx(path, task, sample=calibrate))
-
-
-def _labelled(task: Task) -> Task:
-    """A name for every score; nothing when the graph gives errors."""
-    import msgspec
-
-    width = 0 if task.output in ERROR_KINDS else max(2, task.reference["validation"].shape[1])
-    labels = task.labels or tuple(f"class{i}" for i in range(width))
-    if len(labels) != width:
-        raise ExportError(f"{task.source}: {task.output} for {width} labels, told {len(labels)}: {', '.join(labels)}")
-    return msgspec.structs.replace(task, labels=labels)
+    return originals.of_onnx(path, task, sample=calibrate)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

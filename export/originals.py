@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from edge_runtime.errors import ExportError
 from edge_runtime.model.manifest import ERROR_KINDS
 from edge_runtime.records import Floats
 from export.artifact import Artifact, outputs_of
@@ -74,6 +75,7 @@ def of_network(model: nn.Module, task: Task, *, sample: Floats, input_name: str 
     """
     from export import to_onnx
 
+    check_windows(task)
     check_disjoint(task.splits(), task.calibrate)
     original = to_onnx.export(model, sample, input_name=input_name, output_name=task.output)
     return referred(msgspec.structs.replace(task, original=original))
@@ -86,12 +88,16 @@ def of_onnx(path: Path, task: Task, *, sample: Floats) -> Task:
     """
     from export.source import check_source
 
+    check_windows(task)
     check_disjoint(task.splits(), task.calibrate)
     return referred(msgspec.structs.replace(task, original=check_source(path, sample=sample)))
 
 
 def referred(task: Task) -> Task:
-    """The task with what its original returns for each split, a threshold, and targets where nobody gave one."""
+    """The task with what its original returns for each split, a threshold, labels and targets where nobody gave them.
+
+    Raises ExportError when targets or labels do not fit the outputs.
+    """
     reference = {name: _returned(task.original, split.inputs) for name, split in task.splits().items()}
     first = "train" if task.train is not None else "validation"
     threshold = (
@@ -99,7 +105,44 @@ def referred(task: Task) -> Task:
     )
     found = msgspec.structs.replace(task, reference=reference, threshold=threshold)
     decided = {name: _decided(found, split, reference[name]) for name, split in task.splits().items()}
-    return msgspec.structs.replace(found, **decided)
+    found = msgspec.structs.replace(found, labels=_labels(found), **decided)
+    for name, split in found.splits().items():
+        _check_targets(found, name, split)
+    return found
+
+
+def check_windows(task: Task) -> None:
+    """Raises ExportError when windows are not finite float32 ones of one shape."""
+    shape = task.calibrate.shape[1:] if task.input is None else task.input.shape()
+    for name, inputs in {"calibrate": task.calibrate, **{n: s.inputs for n, s in task.splits().items()}}.items():
+        if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not len(inputs):
+            wanted = f"float32 (n, {', '.join(map(str, shape))}), n at least 1"
+            raise ExportError(f"{task.name}: {name} holds {inputs.dtype} {inputs.shape}, wanted {wanted}")
+        if not np.isfinite(inputs).all():
+            raise ExportError(f"{task.name}: {name} holds NaN or infinity")
+
+
+def _width(task: Task) -> int:
+    """Labels that the output tells apart."""
+    if task.output in ERROR_KINDS:
+        return 0
+    return 2 if task.output == "probability" else int(task.reference["validation"].shape[1])
+
+
+def _labels(task: Task) -> tuple[str, ...]:
+    width = _width(task)
+    labels = task.labels or tuple(f"class{i}" for i in range(width))
+    if len(labels) != width:
+        raise ExportError(f"{task.name}: {task.output} for {width} labels, told {len(labels)}: {', '.join(labels)}")
+    return labels
+
+
+def _check_targets(task: Task, name: str, split: Split) -> None:
+    low, high = int(split.targets.min()), int(split.targets.max())
+    if low < 0 or (task.labels and high >= len(task.labels)):
+        raise ExportError(
+            f"{task.name}: targets of {name} run from {low} to {high}, wanted 0 to {len(task.labels) - 1}"
+        )
 
 
 def _returned(original: Artifact, inputs: Floats) -> Floats:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from edge_runtime.errors import ExportError, TransportError
+from edge_runtime.errors import MALFORMED, ExportError, TransportError
 from edge_runtime.model.compare import Answer, Device, Graph, Request
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Status
@@ -255,5 +255,5 @@ def _decode(message: Message, kind: type[T]) -> T:
     """Raises ExportError for what no daemon says."""
     try:
         return msgspec.json.decode(message.payload, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ExportError(f"{message.topic}: what came is no {kind.__name__.strip('_').lower()}: {error}") from error

@@ -77,7 +77,7 @@ def search(
 ) -> Outcome:
     """Find the best candidate. Raises ExportError when not even float32 runs."""
     begun_s = time.monotonic()
-    deadline_s = begun_s + time_limit_s if time_limit_s else None
+    deadline_s = None if time_limit_s is None else begun_s + time_limit_s
     trial = Trial(task, target, cache, deadline_s=deadline_s, progress=progress)
     stopped = ""
     float32 = trial.measure(())

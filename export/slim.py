@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,12 +32,10 @@ def slim(artifact: Artifact) -> Artifact:
 def _rename(graph: onnx.GraphProto, kept: set[str]) -> None:
     inner = [name for node in graph.node for name in node.output if name]
     small = [tensor for tensor in graph.initializer if len(tensor.dims) < 2]
+    taken = kept | {*inner, *(tensor.name for tensor in graph.initializer)}
+    words = (word for word in map(_word, count()) if word not in taken)
     names = [name for name in (*inner, *(tensor.name for tensor in small)) if name not in kept]
-    taken = kept | {tensor.name for tensor in graph.initializer}
-    short: dict[str, str] = {}
-    for name in names:
-        word = _word(len(short))
-        short[name] = name if word in taken else word
+    short = dict(zip(names, words, strict=False))
     for tensor in small:
         tensor.name = short.get(tensor.name, tensor.name)
     for node in graph.node:

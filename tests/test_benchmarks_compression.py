@@ -11,7 +11,7 @@ from onnx import helper
 
 from benchmarks import machine
 from benchmarks.compression import __main__ as command
-from benchmarks.compression import families, judging, peers, records, render, show, timing
+from benchmarks.compression import code, families, judging, peers, records, render, show, timing
 from benchmarks.compression.families import FAMILIES, Wanted
 from benchmarks.compression.figures import Figures, Part, front
 from benchmarks.compression.finished import Finished, key_of
@@ -24,6 +24,7 @@ from benchmarks.compression.records import (
     Judged,
     Line,
     Peer,
+    Repeated,
     Searched,
     Sized,
     Timed,
@@ -33,6 +34,7 @@ from benchmarks.compression.records import (
 from benchmarks.compression.work import FULL, Work
 from benchmarks.results import Machine
 from edge_runtime.model.paired import Rounds
+from export import fingerprint
 from export.artifact import outputs_of, parse
 from export.evaluate import snr_db
 from export.probe import Failure
@@ -138,6 +140,21 @@ def test_a_figure_whose_interval_reaches_beyond_the_limit_says_so() -> None:
     assert show.met(Figures(FAMILY, whole(speed=2.6, half=0.3))).endswith("the interval of speed reaches beyond")
 
 
+def test_what_is_met_is_the_size_of_the_first_fold_and_the_drop_over_all() -> None:
+    lines: list[Line] = [searched()]
+    for fold, size in enumerate((1100, 1000, 1250)):
+        lines += [sized(FLOAT32, 10_000, fold), sized(CHOSEN, size, fold)]
+    found = Figures(FAMILY, [*lines, judged(CHOSEN, 0, 0.02), judged(CHOSEN, None, 0.009), timed(CHOSEN, 3.0)])
+
+    assert found.parts() == [
+        Part("size", 10_000 / 1100, 8.0, 8),
+        Part("drop", 0.009, 0.011, 0.01, rises=False),
+        Part("speed", 3.0, 2.9, 2.5),
+    ]
+    assert show.met(found).startswith("yes: ")
+    assert show.met(found).endswith("the interval of drop reaches beyond")
+
+
 def test_a_search_that_chose_nothing_is_a_miss() -> None:
     lines = [searched(candidate("float32", 10.0, 1.0, 0.0), chain=()), sized(FLOAT32, 10_000), where()]
 
@@ -148,6 +165,47 @@ def test_what_is_not_measured_yet_is_neither_met_nor_missed() -> None:
     lines = [line for line in whole() if not isinstance(line, Timed)]
 
     assert show.met(Figures(FAMILY, lines)).startswith("not all measured")
+
+
+def without_folds(*folds: int) -> list[Line]:
+    kept = [line for line in whole() if not (isinstance(line, Sized) and line.variant == CHOSEN and line.fold in folds)]
+    return [*kept, *(line(Failed, variant=CHOSEN, fold=fold, reason="pruning refuses") for fold in folds)]
+
+
+@pytest.mark.parametrize(
+    ("folds", "said", "without"),
+    [
+        ((2, 3, 4), "**no**: the chain fails on folds 2, 3, 4", " (**without 3 folds, where the chain fails**)"),
+        ((4,), "**no**: the chain fails on fold 4", " (**without 1 fold, where the chain fails**)"),
+    ],
+)
+def test_a_chain_that_fails_on_other_folds_is_a_miss_whatever_the_rest_says(
+    folds: tuple[int, ...], said: str, without: str
+) -> None:
+    cells = row(show.table([Figures(FAMILY, without_folds(*folds))]), "[2-D CNN")
+
+    assert cells[6] == f"{said} |"
+    assert cells[3] == f"3,000{without}"
+
+
+def test_a_chosen_one_that_does_not_run_is_a_miss_and_not_a_fold_less() -> None:
+    lines = [line for line in whole() if not (isinstance(line, Timed) and line.variant == CHOSEN)]
+    assert "**Not finished: 2-D CNN, log-mel.**" in render.page(lines)
+
+    crashed = [*lines, line(Failed, variant=CHOSEN, fold=0, reason="timing crashed")]
+    assert show.met(Figures(FAMILY, crashed)) == "**no**: does not run on fold 0"
+    assert row(show.table([Figures(FAMILY, crashed)]), "[2-D CNN")[3] == "3,000"
+    assert "Not finished" not in render.page(crashed)
+
+
+def test_lines_of_several_commits_or_of_code_that_was_never_committed_are_told() -> None:
+    one = whole()
+    assert "Made by" not in render.page(one).replace("Made by `make bench-export`", "")
+
+    two = [*one[:-1], msgspec.structs.replace(one[-1], git="h")]
+    assert "**Made by more than one state of the code: 2-D CNN, log-mel (g; h).**" in render.page(two)
+    dirty = [msgspec.structs.replace(each, git="g-dirty") for each in one]
+    assert "**Made by code that no commit holds: 2-D CNN, log-mel (g-dirty).**" in render.page(dirty)
 
 
 def test_a_part_is_met_on_its_limit_and_sure_by_its_interval() -> None:
@@ -245,11 +303,25 @@ def test_windows_of_all_folds_are_counted_together() -> None:
     assert (found.drop, found.p_value) == (0.0, 1.0)
     assert found.low == -found.high
 
+    worse = judging.judged([*folds, seen([0, 1], [1, 0], [0, 1])], metric=None, seed=0)
+    assert (worse.lost, worse.won) == (3, 1)
+
+
+def share_above(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean((outputs[:, 0] > 0.5) == targets))
+
+
+def test_the_interval_of_a_metric_is_as_wide_as_that_of_so_many_windows() -> None:
+    after = (np.arange(100) % 2).astype(np.float32)[:, None]
+    fold = Seen(np.ones(100, np.int64), np.ones((100, 1), np.float32), after)
+
+    found = judging.judged([fold], metric=share_above, seed=0)
+
+    assert found.drop == 0.5
+    assert (found.low, found.high) == pytest.approx((0.402, 0.598), abs=0.015)  # of a binomial of 100 and a half
+
 
 def test_a_metric_of_folds_is_its_mean_with_windows_resampled_within_each() -> None:
-    def share_above(outputs: np.ndarray, targets: np.ndarray) -> float:
-        return float(np.mean((outputs[:, 0] > 0.5) == targets))
-
     ones = np.ones((40, 1), np.float32)
     folds = [Seen(np.ones(40, np.int64), ones, ones), Seen(np.ones(40, np.int64), ones, 0 * ones)]
 
@@ -302,6 +374,17 @@ def test_a_peer_gets_the_original_and_its_file_runs() -> None:
     assert made.model != artifact.model
     assert not isinstance(outputs, Failure)
     assert 20 < snr_db(outputs_of(artifact, windows), outputs) < 100
+
+
+def test_a_run_of_a_peers_file_is_one_window_at_a_time() -> None:
+    nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["mean"]), helper.make_node("Sub", ["x", "mean"], ["y"])]
+    less_the_batch = artifact_of(nodes, {"axes": np.array([0])}, shape=[8], width=8)
+
+    outputs = peers.outputs(less_the_batch, np.arange(32, dtype=np.float32).reshape(4, 8))
+
+    assert not isinstance(outputs, Failure)
+    assert outputs.shape == (4, 8)
+    assert not outputs.any()
 
 
 def test_a_peer_that_is_told_leaves_the_front_end_alone() -> None:
@@ -357,6 +440,58 @@ def test_another_training_follows_from_another_file_that_the_recipe_imports(
     assert FAMILY.source() == before
     (tmp_path / "near.py").write_text("x = 2")
     assert FAMILY.source() != before
+
+
+@pytest.fixture
+def makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of what makes lines."""
+    for name in (*code.MAKERS, "show.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(code, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_work_is_done_again_when_the_code_that_it_follows_from_changes(
+    makers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> list[str]:
+        done = Work(FAMILY, makers, FULL, str)
+        return [key for units in (done._search, done._peers, done._folds) for _, key, _ in units((searched(),))]
+
+    first = keys()
+    (makers / "show.py").write_text("x = 1")
+    assert keys() == first
+    (makers / "judging.py").write_text("x = 1")
+    second = keys()
+    monkeypatch.setattr(fingerprint, "own_code", lambda: b"another prune.py")
+
+    assert not set(first) & set(second)
+    assert not set(second) & set(keys())
+
+
+def test_folds_follow_from_the_chosen_chain_and_times_from_the_files(tmp_path: Path) -> None:
+    def folds(*chain: Move) -> set[str]:
+        return {key for _, key, _ in Work(FAMILY, tmp_path, FULL, str)._folds((searched(chain=chain),))}
+
+    def times(model: bytes) -> str:
+        for name in (FLOAT32, CHOSEN):
+            Finished(tmp_path).save_artifact(f"shipped/{name}", msgspec.structs.replace(two_matrices(), model=model))
+        ((_, key, _),) = Work(FAMILY, tmp_path, FULL, str)._timing((sized(FLOAT32, 2), sized(CHOSEN, 1)))
+        return key
+
+    assert folds(*CHAIN) == folds(*CHAIN)
+    assert not folds(*CHAIN) & folds(CHAIN[0])
+    assert times(b"a") == times(b"a") != times(b"b")
+
+
+def test_lines_name_the_code_as_it_was_when_the_work_began(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "commit", lambda _code: "a")
+    done = Work(FAMILY, makers, FULL, str)
+    monkeypatch.setattr(machine, "commit", lambda _code: "b")
+
+    assert done._line(Repeated, fold=1, seconds=1.0).git == "a"
+    (makers / "peers.py").write_text("x = 1")
+    assert done._line(Repeated, fold=1, seconds=1.0).git == "a-changed"
 
 
 def test_the_page_is_made_anew_from_the_lines_alone(tmp_path: Path) -> None:

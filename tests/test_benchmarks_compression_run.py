@@ -15,6 +15,7 @@ from benchmarks.compression import peers, render, work
 from benchmarks.compression.families import Family, Wanted
 from benchmarks.compression.records import CHOSEN, FLOAT32, Failed, Judged, Line, Searched, Sized, Timed, Where
 from benchmarks.compression.work import PHASES, Effort, Work
+from edge_runtime.model import bundle
 from export import originals, recipe, space
 from export.artifact import outputs_of
 from export.recipe import Budget, InputSpec, Progress, Recipe, Split
@@ -122,6 +123,9 @@ def test_a_family_goes_on_where_it_was_broken_off_and_its_times_can_be_taken_aga
     assert [type(line) for line in anew] == [type(line) for line in lines]
     assert anew != lines
     check(lines)
+    for variant in (FLOAT32, CHOSEN):
+        ships = next(line for line in lines if isinstance(line, Sized) and (line.variant, line.fold) == (variant, 0))
+        assert ships.onnx == len(bundle.read(tmp_path / f"{variant}.edge").model)
 
 
 def check(lines: list[Line]) -> None:

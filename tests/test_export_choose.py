@@ -80,6 +80,12 @@ def test_what_is_better_in_nothing_asked_for_is_never_chosen(budget: Budget, wor
     assert told(candidates, budget) == ["chosen", f"rejected: not {word} than float32"]
 
 
+def test_where_float32_misses_the_budget_what_keeps_it_is_a_gain_though_slower() -> None:
+    candidates = [measured("float32", kb=100), measured("int8", speedup=0.97, kb=30)]
+
+    assert told(candidates, Budget(0.01, 5, 40)) == ["rejected: 100.0 KB, budget 40 KB", "chosen"]
+
+
 def test_a_gain_in_something_asked_for_beats_float32_though_both_keep_the_budget() -> None:
     candidates = [measured("float32", kb=40), measured("int8", speedup=1.3, spread=0.02, kb=41)]
 

@@ -135,14 +135,29 @@ def test_calibration_and_test_never_overlap(net, data: Data) -> None:
         compress(net, calibrate=data.test.inputs[:4], validate=data.validation, test=data.test)
 
 
+WINDOWS = waves(3, 40)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         ({"calibrate": None}, "calibration needs windows, wanted calibrate=, or train= with windows"),
+        ({"calibrate": np.zeros((9, 6, 63), np.float32)}, r"validation holds float32 \(.*, 6, 64\), wanted .*, 6, 63"),
+        ({"calibrate": np.full((9, 6, 64), np.nan, np.float32)}, "calibrate holds NaN or infinity"),
         ({"validate": np.zeros((3, 6, 64))}, "validate: float64 .* wanted float32 windows"),
+        (
+            {"validate": Split(WINDOWS.inputs, WINDOWS.targets + 1)},
+            "targets of validation run from 1 to 5, wanted 0 to 4",
+        ),
+        ({"labels": ("a", "b")}, "logits for 5 labels, told 2: a, b"),
+        (
+            {"input": InputSpec("x", tuple("abcdef"), ("g",) * 6, 64, 64, 64.0, "NTC")},
+            "calibrate holds .* wanted .*64, 6",
+        ),
         ({"target": "the moon"}, "target 'the moon', wanted local or mqtt://user@host/node"),
         ({"target": "emulated:a72"}, "nothing is emulated here, so nothing is claimed"),
         ({"effort": "some"}, "effort 'some', wanted one of post-training, quick, default, thorough"),
+        ({"cache": "/proc/nope"}, "/proc/nope/.*: cannot be written"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_what_was_wanted(net, data: Data, wrong: dict[str, object], words) -> None:
@@ -194,3 +209,21 @@ def test_an_impossible_budget_is_exit_code_3_and_says_what_to_relax(tmp_path: Pa
     assert done.returncode == 3
     assert "relax to --p95 " in done.stderr
     assert not list(tmp_path.glob("*.edge"))
+
+
+def test_a_metric_that_raises_for_some_resamples_leaves_those_out(net, data: Data) -> None:
+    """The first label is rare, and without it the metric raises."""
+
+    def metric(outputs: np.ndarray, targets: np.ndarray) -> float:
+        if not (targets == 0).any():
+            raise ZeroDivisionError
+        return float(np.mean(outputs.argmax(axis=1) == targets))
+
+    rare = np.flatnonzero(data.validation.targets == 0)[1:]
+    few = Split(np.delete(data.validation.inputs, rare, axis=0), np.delete(data.validation.targets, rare))
+
+    found = compress(net, train=data.train, validate=few, metric=metric, effort="post-training", time_limit_s=0)
+
+    assert found.outcome.measured[0].validation is not None
+    with pytest.raises(ExportError, match="metric\\(\\) raised ZeroDivisionError"):
+        compress(net, train=data.train, validate=Split(few.inputs[1:2], few.targets[1:2] * 0 + 1), metric=metric)

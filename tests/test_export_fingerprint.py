@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from edge_runtime.records import InputSpec
 from export.fingerprint import of_value
 
 pytestmark = pytest.mark.torch
@@ -24,6 +26,34 @@ def closing_over(value: object) -> Callable[[], object]:
 
 def counting(n: int) -> int:
     return n and counting(n - 1)
+
+
+class Scaled:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def score(self, outputs: np.ndarray, _targets: np.ndarray) -> float:
+        return self.factor * float(outputs.sum())
+
+    __call__ = score
+
+
+def test_a_helper_that_a_function_calls_counts_too() -> None:
+    def cell(helper: str) -> object:
+        names: dict[str, object] = {}
+        exec(f"def helper(x): return {helper}\ndef metric(x, y): return helper(x) - y", names)
+        return names["metric"]
+
+    assert of_value(cell("x + 1")) == of_value(cell("x + 1"))
+    assert of_value(cell("x + 1")) != of_value(cell("x + 2"))
+
+
+def test_a_name_without_a_value_yet_is_no_error() -> None:
+    def metric(_outputs: object, _targets: object) -> object:
+        return later
+
+    assert of_value(metric) == of_value(metric)
+    later = 3
 
 
 def test_the_same_function_has_the_same_fingerprint() -> None:
@@ -43,6 +73,14 @@ def test_the_same_function_has_the_same_fingerprint() -> None:
         (closing_over({"a": [1]}), closing_over({"a": [2]})),
         (closing_over(functools.partial(recall, label=1)), closing_over(functools.partial(recall, label=2))),
         (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x in {1, 2}, lambda x: x in {1, 3}),
+        (lambda x: x[..., 1j], lambda x: x[..., 2j]),
+        (Scaled(2).score, Scaled(3).score),
+        (Scaled(2), Scaled(3)),
+        (np.mean, np.median),
+        (np.add, np.subtract),
+        (closing_over(Path("a")), closing_over(Path("b"))),
+        (closing_over(InputSpec("x", ("a",), ("g",), 1, 1)), closing_over(InputSpec("x", ("a",), ("g",), 2, 1))),
         (None, recall),
     ],
 )

@@ -244,13 +244,14 @@ def test_the_five_slowest_windows_of_all_files_in_the_range_are_shown(tmp_path: 
 def test_lines_that_are_no_slow_window_are_skipped_counted_and_named(tmp_path: Path) -> None:
     path = write(tmp_path, [{"a/infer": [MS]}])
     slow = tmp_path / SLOWEST_NAME
-    slow.write_bytes(slow_line(1.0) + b'{"at": 1}\n' + slow_line(2.0) + b"\0" * 4096 + b"\n\xff\n" + slow_line(3.0))
+    damaged = b"\0" * 4096 + b'\n\xff\n{"pipeline":"\xff"}\n'
+    slow.write_bytes(slow_line(1.0) + b'{"at": 1}\n' + slow_line(2.0) + damaged + slow_line(3.0))
 
     found = Latencies([path], Selection()).report()
 
     assert [line.lat_ms.e2e for line in found.slowest] == [3.0, 2.0, 1.0]
     fact = "no slow window: Object missing required field `pipeline`"
-    assert found.skipped == [Skipped(str(slow), lines=3, first_line=2, fact=fact)]
+    assert found.skipped == [Skipped(str(slow), lines=4, first_line=2, fact=fact)]
 
 
 def test_lines_of_zeros_in_a_log_are_told(tmp_path: Path) -> None:

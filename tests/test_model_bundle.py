@@ -252,6 +252,18 @@ def test_compressed_members_are_refused_so_that_no_zip_bomb_unpacks(path: Path) 
         read(path)
 
 
+@pytest.mark.parametrize("manifest", [b"{", b'{"name":"\xff"}', b"[" * 100_000])
+def test_a_manifest_that_cannot_be_read_is_refused(path: Path, manifest: bytes) -> None:
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in {**contents, "manifest.json": manifest}.items():
+            archive.writestr(name, body)
+
+    with pytest.raises(BundleError, match=r"manifest.json: "):
+        read(path)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for wrong in (tmp_path / "none.edge", tmp_path):
         with pytest.raises(BundleError, match=str(wrong)):

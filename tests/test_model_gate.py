@@ -174,6 +174,7 @@ def test_the_child_sees_an_empty_folder_a_bare_environment_and_its_limits(
         ("tell(b'{' * 100_000)", "reported more than 65536 bytes"),
         ("tell(b'{\"check\":' * 1000)", "ended with status 0 and no report"),
         ("tell(b'\\xff\\n[]')", "ended with status 0 and no report"),
+        ('tell(b\'{"proof":{"model":"\\xff"}}\')', "ended with status 0 and no report"),
         ("import sys; sys.stderr.write('MemoryError')", "needs more memory than gate.memory_mb = 1200 allows"),
         ("import time; os.closerange(1, 99); time.sleep(60)", "by SIGKILL"),
         ("print('a\\x1b[2Jb')", r"'a\\x1b[2Jb'"),
@@ -218,16 +219,17 @@ def test_a_bundle_is_proven_once_and_the_kept_report_is_trusted(
     "change",
     [
         *({"ok": False}, {"digest": "0" * 64}, {"edge_runtime": "0"}, {"onnxruntime": "0"}),
-        *({"family": "another"}, {"session": {}}, None),
+        *({"family": "another"}, {"session": {}}, b"{ damaged", b'{"model":"\xff"}'),
     ],
     ids=str,
 )
 def test_a_kept_report_of_something_else_is_not_trusted(
-    path: Path, tmp_path: Path, children: list[object], change: dict | None
+    path: Path, tmp_path: Path, children: list[object], change: dict | bytes
 ) -> None:
     proven(path, GateSettings(), session=SessionSettings(max_batch=8), state_dir=tmp_path)
     (kept,) = (tmp_path / "gate").iterdir()
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | change) if change else "{ damaged")
+    damaged = isinstance(change, bytes)
+    kept.write_bytes(change if damaged else json.dumps(json.loads(kept.read_text()) | change).encode())
 
     proven(path, GateSettings(), session=SessionSettings(max_batch=8), state_dir=tmp_path)
     assert len(children) == 2

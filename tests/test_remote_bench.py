@@ -27,25 +27,32 @@ from edge_runtime.config import Config, parse
 from edge_runtime.errors import ConfigError, ExportError
 from edge_runtime.lanes import Connection
 from edge_runtime.loop import Loop
-from edge_runtime.model import child, compare
-from edge_runtime.model.compare import Compared, Graph, RemoteBenchSettings, Request
-from edge_runtime.model.paired import MIN_ROUNDS, WARM_UP, time_in_turn
+from edge_runtime.model import child, compare, comparison
+from edge_runtime.model.compare import Answer, Compared, Graph, Order, RemoteBenchSettings, Request
+from edge_runtime.model.paired import MIN_ROUNDS, WARM_UP, Rounds, time_in_turn
 from edge_runtime.mqtt.publications import DeadLetterSettings, Publications
+from edge_runtime.mqtt.settings import MqttSettings
 from edge_runtime.mqtt.topics import Routes, Tree
 from edge_runtime.records import Message, Properties
 from edge_runtime.remote_bench import RemoteBench
 from edge_runtime.settings import read_toml
 from edge_runtime.testing import MemoryClient
+from export import remote
+from export.artifact import Artifact
+from export.measure import Latency
 from export.remote import Remote
 
 MEANS = means_model(length=4, channels=2)
 ONES = np.ones((1, 4, 2), np.float32)
 REPLIES = "edge/v1/n/reply/"
+ROUNDS = '{"rounds":{"baseline_ns":[2],"candidate_ns":[1]}}'
 
 
-def request(candidate: bytes = MEANS, *, window: bytes = ONES.tobytes(), **session: str) -> bytes:
-    document = Request(1, Graph(MEANS), Graph(candidate, session), "x", ONES.shape, window, rounds=MIN_ROUNDS)
-    return msgspec.msgpack.encode(document)
+def request(
+    candidate: bytes = MEANS, *, baseline: bytes = MEANS, window: bytes = ONES.tobytes(), seed: int = 0, **session: str
+) -> bytes:
+    graphs = Graph(baseline), Graph(candidate, session)
+    return msgspec.msgpack.encode(Request(1, *graphs, "x", ONES.shape, window, seed=seed, rounds=MIN_ROUNDS))
 
 
 @contextmanager
@@ -96,9 +103,12 @@ def test_two_models_that_are_one_take_the_same_time(hurried: None) -> None:
         (b"", "no request: "),
         (b"\x00", "no request: "),
         (b"\x91" * 2000, "no request: "),
+        (b"\x81\xa1\xff\x01", "no request: 'utf-8' codec"),
         (request()[:-1], "no request: "),
         (request(window=b"1234"), "no request: a window of 4 bytes, wanted 32 of float32 for the shape (1, 4, 2)"),
         (request(MEANS[:-9]), "the candidate: model.onnx: malformed"),
+        (request(baseline=MEANS[:-9]), "the baseline: model.onnx: malformed"),
+        (request(baseline=hostile.with_external_data("/etc/passwd")), "the baseline: 1 of 3 tensors have their data"),
         (request(**{"session.optimized_model_filepath": "x"}), "the candidate: session entries not allowed"),
     ],
 )
@@ -128,6 +138,11 @@ def test_a_model_that_is_too_slow_or_too_large_fails_by_the_limits_name(hurried:
         ("print('MemoryError')", "loading the candidate: needs more memory than remote_bench.memory_mb = 1200 allows"),
         ("raise SystemExit(3)", "loading the candidate: ended with status 3 and no report ('it printed nothing')"),
         ("tell(b'{' * 100_000)", "loading the candidate: "),
+        ('tell(b\'{"begun":"\\xff"}\')', "loading the candidate: ended with status 0 and no report"),
+        ('tell(b\'{"rounds":{"baseline_ns":[],"candidate_ns":[]}}\')', "loading the candidate: ended with status 0"),
+        ('tell(b\'{"rounds":{"baseline_ns":[1],"candidate_ns":[1,1]}}\')', "loading the candidate: ended with"),
+        ('tell(b\'{"rounds":{"baseline_ns":[1],"candidate_ns":[0]}}\')', "loading the candidate: ended with status 0"),
+        (f"tell(b'{ROUNDS}'); raise SystemExit(3)", "loading the candidate: ended with status 3"),
         ("print('a\\x1b[2Jb')", r"loading the candidate: ended with status 0 and no report ('a\\x1b[2Jb')"),
     ],
 )
@@ -140,6 +155,35 @@ def test_a_child_that_dies_fails_with_what_it_was_doing(
 
     assert found.outcome == "failed"
     assert found.reason.startswith(words)
+
+
+def test_a_child_that_others_left_no_time_says_nothing_of_the_candidate(
+    hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "CHILD", ("-c", "import time; time.sleep(60)"))
+    found = compared(b"", timeout_s=2)
+
+    assert found.outcome == "unable"
+    assert "of processor time within remote_bench.timeout_s = 2 s" in found.reason
+
+
+def test_all_children_together_get_the_time_of_one_request(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"import os, sys, time; time.sleep(1.5); os.write(int(sys.argv[1]), b'{ROUNDS}')"
+    monkeypatch.setattr(compare, "CHILD", ("-c", code))
+
+    assert compared(b"", timeout_s=4).outcome == "unable"
+    assert compared(b"", timeout_s=30).rounds == Rounds([2] * 3, [1] * 3)
+
+
+def test_every_child_has_an_order_of_its_own_that_follows_from_the_requests_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(comparison, "time_in_turn", lambda *_runs, seed, most: seeds.append(seed))
+    for process in (0, 2):
+        comparison._measure(Order(process, RemoteBenchSettings()), request(seed=5), lambda _line: None)
+
+    assert seeds == [5, 7]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="idle scheduling is Linux's")
@@ -290,6 +334,21 @@ def test_a_request_that_is_too_large_is_answered_and_not_begun(
     assert held.begun == []
 
 
+def test_a_fault_of_our_own_is_an_answer_with_its_traceback_in_the_log_and_the_next_one_is_measured(
+    monkeypatch: pytest.MonkeyPatch, bench: RemoteBench, client: MemoryClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(room, "compare", lambda *_request, cancel: {}[cancel])
+    bench.serve([message()])
+    until(lambda: bench.serve([]) or client.published, what="an answer")
+    bench.serve([message()])
+    until(lambda: bench.serve([]) or len(client.published) == 2, what="another answer")
+
+    assert answers(client) == [(f"{REPLIES}a", b"1", "unable")] * 2
+    (first, _) = [record for record in caplog.records if record.msg == "bench_error"]
+    assert first.exc_info is not None
+    assert first.exc_info[0] is KeyError
+
+
 def test_a_stop_ends_what_was_begun_and_says_so(held: Held, bench: RemoteBench, client: MemoryClient) -> None:
     bench.serve([message()])
     bench.stop()
@@ -348,6 +407,19 @@ def test_it_is_off_by_default_and_then_there_is_no_connection_for_it(tmp_path: P
     assert room.remote_bench(found, Tree("edge/v1", "n"), "c") == []
 
 
+def test_its_connection_takes_one_request_at_a_time_and_none_that_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[MqttSettings, bool]] = []
+    monkeypatch.setattr(room, "make_client", lambda found, *, keeps_session, **_: asked.append((found, keeps_session)))
+    (connection,) = room.remote_bench(config(tmp_path, mqtt=SECRET), Tree("edge/v1", "n"), "c")
+    ((settings, keeps_session),) = asked
+
+    assert connection.service is not None
+    assert (settings.receive_maximum, settings.session_expiry_s, keeps_session) == (1, 0, False)
+    assert settings.maximum_packet_bytes == RemoteBenchSettings().max_request_bytes + room.PACKET_HEAD_BYTES
+
+
 def test_it_needs_credentials_for_the_broker(tmp_path: Path) -> None:
     certificate = config(tmp_path, url="mqtts://h", mqtt='cert = "c"\nkey = "k"')
 
@@ -396,6 +468,60 @@ def test_a_target_that_is_none_is_refused_with_what_is_wrong(url: str, words: st
 
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def graph(model: bytes) -> Artifact:
+    return Artifact("m", "float32", model, "x", "y", ())
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[Request]]:
+    """What a node is asked that gives an answer."""
+    asked: list[Request] = []
+
+    def answer_with(answer: Answer) -> list[Request]:
+        def ask(_self: Remote, payload: bytes) -> Answer:
+            asked.append(msgspec.msgpack.decode(payload, type=Request))
+            return answer
+
+        monkeypatch.setattr(Remote, "_ask", ask)
+        return asked
+
+    return answer_with
+
+
+def test_a_node_is_asked_with_both_models_the_window_and_the_seed(
+    answered: Callable[[Answer], list[Request]],
+) -> None:
+    asked = answered(Answer(1, "measured", rounds=Rounds([2000], [1000])))
+    found = Remote.of("mqtt://h/n").latency(graph(b"baseline"), graph(b"candidate"), ONES, seed=(1 << 32) + 3)
+
+    assert isinstance(found, Latency)
+    assert (found.p50_us, found.speedup) == (1.0, 2.0)
+    assert asked == [Request(1, Graph(b"baseline"), Graph(b"candidate"), "x", (1, 4, 2), ONES.tobytes(), seed=3)]
+
+
+@pytest.mark.parametrize("outcome", ["busy", "unable", "stopping"])
+def test_what_is_not_the_candidates_fault_is_none_of_its_failures(
+    answered: Callable[[Answer], list[Request]], outcome: compare.Outcome
+) -> None:
+    answered(Answer(1, outcome, "others left it no time"))
+    with pytest.raises(ExportError, match=f"mqtt://h/n: {outcome}: others left it no time"):
+        Remote.of("mqtt://h/n").latency(graph(b""), graph(b""), ONES, seed=1)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"{",
+        b'{"v":1,"outcome":"\xff"}',
+        b"[" * 100_000,
+        b'{"v":1,"outcome":"measured","rounds":{"baseline_ns":[],"candidate_ns":[]}}',
+    ],
+)
+def test_what_no_daemon_says_is_told_by_its_topic(payload: bytes) -> None:
+    with pytest.raises(ExportError, match="edge/v1/n/reply/t: what came is no answer: "):
+        remote._decode(Message("edge/v1/n/reply/t", payload, 0), Answer)
 
 
 @pytest.mark.broker

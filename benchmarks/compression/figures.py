@@ -87,6 +87,14 @@ class Figures:
         """Whether it was not made, or does not run, on the first fold."""
         return any(line.fold == 0 for line in self.failed(variant))
 
+    def lost(self) -> list[int]:
+        """The folds on which the chosen chain could not be repeated."""
+        return sorted({line.fold for line in self.failed(CHOSEN)} - {0})
+
+    def commits(self) -> list[str]:
+        """Of the code that its lines were made by."""
+        return sorted({line.git for line in self.lines})
+
     def smaller(self, variant: str, fold: int = 0) -> float | None:
         """Times smaller than float32, ONNX file against ONNX file as they ship."""
         before, after = self.sized(FLOAT32, fold), self.sized(variant, fold)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.compression import sections, show
+from benchmarks.compression.code import DIRTY
 from benchmarks.compression.families import FAMILIES
 from benchmarks.compression.figures import Figures
-from benchmarks.compression.records import Line, Searched, Timed, Trained, Where
+from benchmarks.compression.records import CHOSEN, Line, Searched, Timed, Trained, Where
 from benchmarks.figures import TRUSTED_SHARE
 from benchmarks.results import Machine
 
@@ -22,9 +23,10 @@ windows. Every figure is of the ONNX file as a device gets it, on the machine be
 HOW = """\
 ## How to read it
 
-- *Size*: bytes of the float32 ONNX file over bytes of the other one, both as they ship (softmax at the end where the
-  network gives logits), nothing zipped; of the first fold, with the range over the folds where they differ. Gzip and
-  the bundle stand in each family's table.
+- *Size*: bytes of the float32 ONNX file over bytes of the other one, both as `edge-export` packs them (softmax at the
+  end where the network gives logits, short names, no shapes between nodes), nothing zipped; of the first fold, with
+  the range over the folds where they differ. Gzip and the bundle stand in each family's table. A peer's file is as the
+  peer wrote it, with the same softmax.
 - *Drop*: float32's accuracy less the variant's on the same test windows, which neither training, calibration nor
   search has seen; in points of 100. The interval (95 %) and McNemar's exact test are about pairs: only windows that one
   of the two gets right count. Over all folds together each window is tested once, by the network of its fold; the
@@ -58,7 +60,7 @@ def page(lines: Sequence[Line]) -> str:
     found = [figures for family in FAMILIES if (figures := Figures(family, lines)).lines]
     asked = [figures for figures in found if figures.family.wanted]
     others = [figures for figures in found if not figures.family.wanted]
-    parts = [HEAD, machine(lines), missing(found), "## What was asked for\n", show.table(asked)]
+    parts = [HEAD, machine(lines), missing(found), mixed(found), "## What was asked for\n", show.table(asked)]
     parts += ["### Other models\n", show.table(others)] if others else []
     parts += ["## What others make of the same files\n", show.peers(found)]
     parts += ["## How long the search takes\n", show.searches(found)]
@@ -106,8 +108,22 @@ def missing(found: Sequence[Figures]) -> str:
 def is_whole(figures: Figures) -> bool:
     """Whether search, folds and timing are there; with nothing chosen there is nothing to repeat."""
     searched: Searched | None = figures.searched
-    trained = len(figures.of(Trained))
-    return bool(searched and figures.of(Timed) and (not searched.chain or trained == figures.family.folds))
+    if searched is None or not searched.chain:
+        return searched is not None and bool(figures.of(Timed))
+    is_timed = figures.timed(CHOSEN) is not None or figures.failed_first(CHOSEN)
+    return is_timed and len(figures.of(Trained)) == figures.family.folds
+
+
+def mixed(found: Sequence[Figures]) -> str:
+    """The families whose lines were made by several states of the code, or by one that no commit holds."""
+    several = [figures for figures in found if len(figures.commits()) > 1]
+    dirty = [figures for figures in found if figures not in several and figures.commits()[0].endswith(DIRTY)]
+    text = f"**Made by more than one state of the code: {_by(several)}.**\n" if several else ""
+    return text + (f"\n**Made by code that no commit holds: {_by(dirty)}.**\n" if dirty else "")
+
+
+def _by(found: Sequence[Figures]) -> str:
+    return ", ".join(f"{figures.family.title} ({'; '.join(figures.commits())})" for figures in found)
 
 
 def _how(lines: Sequence[Line]) -> str:

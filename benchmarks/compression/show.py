@@ -49,8 +49,8 @@ def _row(figures: Figures) -> list[str]:
 
 
 def _without(figures: Figures) -> str:
-    failed = len(figures.failed(CHOSEN))
-    return f" (**without {failed} folds, where the chain fails**)" if failed else ""
+    count = len(figures.lost())
+    return f" (**without {count} fold{'s' * (count > 1)}, where the chain fails**)" if count else ""
 
 
 def _size(figures: Figures) -> str:
@@ -71,13 +71,22 @@ def met(figures: Figures) -> str:
         return "**no**: nothing better than float32 was found" if searched and not searched.chain else "not measured"
     missed = [part for part in parts if not part.is_met]
     margins = ", ".join(_margin(part, figures.family.metric) for part in (missed or parts))
-    if missed:
-        return f"**no**: {margins}"
+    faults = [*_faults(figures), *([margins] if missed else [])]
+    if faults:
+        return f"**no**: {', '.join(faults)}"
     if len(parts) < ASKED:
         return f"not all measured: {margins}"
     unsure = [part.name for part in parts if not part.is_sure]
     beyond = f"; the interval of {' and '.join(unsure)} reaches beyond" if unsure else ""
     return f"yes: {margins}{beyond}"
+
+
+def _faults(figures: Figures) -> list[str]:
+    """Where the chosen variant cannot be had, whatever its figures are elsewhere."""
+    lost = figures.lost()
+    found = ["does not run on fold 0"] if figures.failed_first(CHOSEN) else []
+    folds = f"fold{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+    return [*found, f"the chain fails on {folds}"] if lost else found
 
 
 def _margin(part: Part, metric: str) -> str:

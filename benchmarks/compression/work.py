@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.compression import judging, peers, timing
+from benchmarks.compression.code import PATHS, Code
 from benchmarks.compression.families import WANTED_S, Family
 from benchmarks.compression.finished import Finished, key_of
 from benchmarks.compression.judging import Seen
@@ -40,7 +41,7 @@ from edge_runtime.records import Floats
 from export import originals, pack, search, to_onnx
 from export.artifact import Artifact, outputs_of
 from export.cache import Cache
-from export.candidate import Measured
+from export.candidate import Measured, shipped
 from export.choose import Verdict
 from export.probe import Failure
 from export.recipe import Progress
@@ -49,7 +50,6 @@ from export.space import Chain
 from export.targets import Local
 from export.task import Task
 
-CODE = ("edge_runtime", "export", "benchmarks", ":!benchmarks/results", "pyproject.toml", "constraints.txt")
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy")
 PHASES = ("search", "peers", "folds", "timing")
 FORGOTTEN = {
@@ -87,7 +87,8 @@ class Work:
         self._folder = folder
         self._finished = Finished(folder)
         self._progress: Progress = lambda text: progress(f"{family.name}: {text}")
-        self._source = family.source()
+        self._code = Code()
+        self._source = key_of(family.source(), self._code.digest)
         self._task: tuple[int, Task] | None = None
 
     @property
@@ -138,7 +139,7 @@ class Work:
             return
         original, *variants = (self._finished.artifact(f"shipped/{name}") for name in (FLOAT32, *names))
         digests = [hashlib.sha256(each.model).hexdigest() for each in (original, *variants)]
-        key = key_of(digests, self._effort.processes, machine.device())
+        key = key_of(self._code.digest, digests, self._effort.processes, machine.device())
         yield "timing", key, lambda: self._timed(original, dict(zip(names, variants, strict=True)))
 
     def _searched(self) -> Iterator[Line]:
@@ -207,7 +208,8 @@ class Work:
     def _timed(self, original: Artifact, variants: dict[str, Artifact]) -> Iterator[Line]:
         self._progress(f"timing {len(variants)} variants beside float32, {self._effort.processes} processes each")
         versions = machine.packages(PACKAGES)
-        where = machine.describe(quick=self._effort == QUICK, code=CODE, versions=versions)
+        where = machine.describe(quick=self._effort == QUICK, code=PATHS, versions=versions)
+        where = msgspec.structs.replace(where, git=self._code.name)
         others, window = timing.Others(), self._finished.arrays("window")["window"].astype(np.float32)
         found = timing.rounds(original, variants, window, processes=self._effort.processes)
         yield self._line(Where, machine=where, others=round(others.share(), 4))
@@ -233,9 +235,9 @@ class Work:
         self, variant: str, task: Task, artifact: Artifact, fold: int, outcome: Outcome | None
     ) -> Iterator[Line]:
         """Keep what a device would get of a variant, and say how large it is. outcome: to make a bundle of."""
-        shipped = to_onnx.with_scores(artifact) if task.output == "logits" else artifact
+        ships = shipped(task, artifact) if variant in (FLOAT32, CHOSEN) else _with_scores(task, artifact)
         if fold == 0:
-            self._finished.save_artifact(f"shipped/{variant}", shipped)
+            self._finished.save_artifact(f"shipped/{variant}", ships)
         bundle = None
         if outcome is not None:
             measured = outcome.measured[0] if variant == FLOAT32 else outcome.chosen
@@ -245,8 +247,8 @@ class Work:
                 bundle = path.stat().st_size
             except ExportError as error:
                 yield self._line(Failed, variant=f"{variant}, bundle", fold=fold, reason=str(error))
-        zipped = len(gzip.compress(shipped.model, GZIP_LEVEL, mtime=0))
-        yield self._line(Sized, variant=variant, fold=fold, onnx=len(shipped.model), gzip=zipped, bundle=bundle)
+        zipped = len(gzip.compress(ships.model, GZIP_LEVEL, mtime=0))
+        yield self._line(Sized, variant=variant, fold=fold, onnx=len(ships.model), gzip=zipped, bundle=bundle)
 
     def _judged(self, variant: str, task: Task, outputs: Floats, fold: int) -> Iterator[Line]:
         """Keep what was returned for the test windows, and hold it against the original's."""
@@ -287,8 +289,7 @@ class Work:
 
     def _line(self, kind: Callable[..., Kind], **facts: object) -> Kind:
         today = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        device, git = machine.device(), machine.commit(CODE)
-        return kind(device=device, git=git, date=today, family=self._family.name, **facts)
+        return kind(device=machine.device(), git=self._code.name, date=today, family=self._family.name, **facts)
 
 
 def _candidate(m: Measured, verdict: Verdict) -> Candidate:
@@ -306,6 +307,11 @@ def _candidate(m: Measured, verdict: Verdict) -> Candidate:
         p50_us=m.latency.p50_us if m.latency else None,
         speedup=m.latency.speedup if m.latency else None,
     )
+
+
+def _with_scores(task: Task, artifact: Artifact) -> Artifact:
+    """A peer's file but for the scores at its end, which ours have too."""
+    return to_onnx.with_scores(artifact) if task.output == "logits" else artifact
 
 
 def _test(task: Task) -> Floats:

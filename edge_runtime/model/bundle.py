@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import MALFORMED, BundleError
 from edge_runtime.model.family import FAMILIES
 from edge_runtime.model.manifest import FileEntry, Manifest, Reference, contradictions
 from edge_runtime.model.policy import judge
@@ -108,7 +108,7 @@ def parse(path: Path, raw: bytes) -> Bundle:
     try:
         reference = msgspec.json.decode(members[REFERENCE], type=Reference)
         card = members[CARD].decode()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BundleError(str(path), f"{REFERENCE} or {CARD} is malformed: {error}") from error
     return Bundle(str(path), hashlib.sha256(raw).hexdigest(), manifest, members[MODEL], golden, reference, card)
 
@@ -177,7 +177,7 @@ def _lies(entries: list[zipfile.ZipInfo], size: int) -> str:
 def _manifest(path: Path, raw: bytes) -> Manifest:
     try:
         return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BundleError(str(path), f"{MANIFEST}: {error}") from error
 
 

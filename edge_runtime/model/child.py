@@ -36,7 +36,8 @@ LOWEST = 19
 class Ended(NamedTuple):
     """How a child ended. code: exit status, or minus the signal. report: at most one read above the limit.
 
-    cancelled: it was not waited for until its end, nor until time was up.
+    cancelled: it was not waited for until its end, nor until time was up. cpu_s: processor time that it used, with
+    those of its children that it waited for.
     """
 
     code: int
@@ -44,6 +45,7 @@ class Ended(NamedTuple):
     output: bytes
     timed_out: bool
     cancelled: bool = False
+    cpu_s: float = 0.0
 
     @property
     def last_line(self) -> str:
@@ -100,8 +102,9 @@ def run(
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # before it is waited for: until then the number is its own
-                code = process.wait()
-    return found._replace(code=code)
+                _, status, used = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+    return found._replace(code=process.returncode, cpu_s=used.ru_utime + used.ru_stime)
 
 
 def _give_way(pid: int) -> None:
@@ -118,7 +121,7 @@ def _give_way(pid: int) -> None:
 def _listen(report: int, printed: int, deadline_s: float, cancel: int) -> Ended:
     """What comes through both until they are closed, and whether that was too late; less when too much is reported.
 
-    The code is not known yet.
+    The code and the processor time are not known yet.
     """
     reported, output = b"", b""
     with selectors.DefaultSelector() as selector:

@@ -14,6 +14,7 @@ from typing import IO, Annotated, Literal
 
 import msgspec
 
+from edge_runtime.errors import MALFORMED
 from edge_runtime.model import child
 from edge_runtime.model.gate import is_out_of_memory
 from edge_runtime.model.paired import MIN_ROUNDS, PROCESSES, ROUNDS, Rounds, pooled
@@ -22,10 +23,12 @@ CHILD = ("-m", "edge_runtime.model.comparison")
 MOST_ROUNDS = 2000
 """As many fit into a child's report."""
 SENTENCE_CHARACTERS = 1000
+LEAST_SHARE = 0.25
+"""Of the time that a comparison may take: with less processor time, others are the reason that it was not finished."""
 
 Outcome = Literal["measured", "refused", "failed", "too_large", "busy", "unable", "stopping"]
 """refused: what was sent is not allowed or no request; failed: it did not survive being loaded and run here;
-unable: nothing can be measured here."""
+unable: nothing can be measured here, or not now."""
 
 
 class RemoteBenchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +122,7 @@ def compare(request: IO[bytes], settings: RemoteBenchSettings, *, cancel: int = 
 
     request: a file with a Request, flushed. cancel: a descriptor; once it can be read, the comparison is ended.
     """
-    deadline_s = time.monotonic() + settings.timeout_s
+    deadline_s, cpu_s = time.monotonic() + settings.timeout_s, 0.0
     measured: list[Rounds] = []
     for process in range(PROCESSES):
         os.lseek(request.fileno(), 0, os.SEEK_SET)
@@ -131,6 +134,10 @@ def compare(request: IO[bytes], settings: RemoteBenchSettings, *, cancel: int = 
             return Compared("unable", f"no process for it that gives way to others: {error.strerror}")
         if ended.cancelled:
             return Compared("stopping", "the node is stopping")
+        cpu_s += ended.cpu_s
+        if ended.timed_out and cpu_s < LEAST_SHARE * settings.timeout_s:
+            limit = f"remote_bench.timeout_s = {settings.timeout_s:g} s"
+            return Compared("unable", f"others left it {cpu_s:.1f} s of processor time within {limit}")
         lines = _read_lines(ended.report)
         last = lines[-1] if lines else Line()
         if last.rounds is None or ended.code:
@@ -169,7 +176,7 @@ def _death(ended: child.Ended, settings: RemoteBenchSettings) -> str:
 def _read_lines(report: bytes) -> list[Line]:
     lines: list[Line] = []
     for raw in report.splitlines():
-        with suppress(msgspec.DecodeError, RecursionError):
+        with suppress(*MALFORMED):
             lines.append(msgspec.json.decode(raw, type=Line))
     return lines
 

@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import MALFORMED, BundleError
 from edge_runtime.model import child
 from edge_runtime.model.compare import Graph, Line, Order, Request, too_much_memory
 from edge_runtime.model.gate import GateSettings, is_out_of_memory
@@ -48,7 +48,7 @@ def _measure(order: Order, raw: bytes, tell: Callable[[Line], None]) -> Rounds:
     """Raises BundleError for what is not allowed, and whatever a model makes ONNX Runtime raise."""
     try:
         request = msgspec.msgpack.decode(raw, type=Request)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise BundleError("", f"no request: {error}") from error
     window = _window(request)
     runs = []

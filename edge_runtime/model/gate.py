@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import msgspec
 
 import edge_runtime
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import MALFORMED, BundleError
 from edge_runtime.model import child, kept
 from edge_runtime.model.bundle import Bundle, parse, read_bytes
 from edge_runtime.model.session import SessionSettings, family_of, load_onnxruntime
@@ -195,7 +195,7 @@ def _read_lines(report: bytes) -> tuple[list[Check], Proof | None]:
     checks: list[Check] = []
     proof = None
     for raw in report[: child.REPORT_BYTES].splitlines():
-        with suppress(msgspec.DecodeError, RecursionError):
+        with suppress(*MALFORMED):
             line = msgspec.json.decode(raw, type=Line)
             if line.check:
                 checks.append(msgspec.structs.replace(line.check, detail=child.printable(line.check.detail)))
@@ -225,7 +225,7 @@ def _kept_report(path: Path) -> GateReport | None:
     raw = kept.read(path)
     try:
         return None if raw is None else msgspec.json.decode(raw, type=GateReport)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 

@@ -6,6 +6,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -17,11 +18,19 @@ ROUNDS_S = 5.0
 WARM_UP = 20
 
 
+Times = Annotated[list[Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]], msgspec.Meta(min_length=1)]
+
+
 class Rounds(msgspec.Struct, frozen=True):
     """One entry a round, nanoseconds."""
 
-    baseline_ns: list[int]
-    candidate_ns: list[int]
+    baseline_ns: Times
+    candidate_ns: Times
+
+    def __post_init__(self) -> None:
+        if len(self.baseline_ns) != len(self.candidate_ns):
+            counts = f"{len(self.baseline_ns)} of the baseline, {len(self.candidate_ns)} of the candidate"
+            raise ValueError(f"as many rounds of both are wanted: {counts}")
 
 
 def time_in_turn(

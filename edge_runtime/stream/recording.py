@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from edge_runtime.errors import RecordingError
+from edge_runtime.errors import MALFORMED, RecordingError
 from edge_runtime.records import NO_PROPERTIES, Message, Properties
 
 MAGIC = b"EDGEREC"
@@ -59,7 +59,6 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(RecordingHeader).decode
 _decode_entry = msgspec.msgpack.Decoder(_Entry).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class RecordingWriter:
@@ -184,7 +183,7 @@ class Recording:
             raise RecordingError(str(self.path), fact)
         try:
             return _decode_header(_read_frame(file, _size(file) - len(start)))
-        except (_DamageError, *_UNREADABLE) as error:
+        except (_DamageError, *MALFORMED) as error:
             raise RecordingError(str(self.path), f"has no header that can be read, so no messages: {error}") from error
 
 
@@ -220,7 +219,7 @@ def _message(body: bytes, topics: list[str]) -> Message:
     try:
         entry = _decode_entry(body)
         topic = topics[entry.topic] if isinstance(entry.topic, int) else entry.topic
-    except (*_UNREADABLE, IndexError) as error:
+    except (*MALFORMED, IndexError) as error:
         raise _DamageError(f"damaged: a frame holds no message: {error}") from error
     if isinstance(entry.topic, str) and len(topics) < MAX_TOPICS:
         topics.append(topic)

@@ -68,11 +68,19 @@ def _parts(value: Any) -> Sequence[object]:  # noqa: ANN401  whatever a function
         return [repr(value).encode(), dict(value.state_dict())]
     if callable(getattr(value, "detach", None)):
         return [value.detach().numpy()]
-    if callable(value) and hasattr(value, "__qualname__"):  # built in
+    return _named(value) or [secrets.token_bytes()]
+
+
+def _named(value: Any) -> Sequence[object]:  # noqa: ANN401
+    """Of what is built in, its name; of an object, its class and what it holds; nothing of anything else."""
+    if type(value).__name__ in {"dtype", "device"}:
+        return [repr(value).encode()]
+    if isinstance(value, np.ufunc):
+        return [value.__name__.encode()]
+    if callable(value) and hasattr(value, "__qualname__"):
         return [f"{value.__module__}.{value.__qualname__}".encode()]
-    if hasattr(value, "__dict__") and type(value).__module__ != "builtins":
-        return [type(value), vars(value)]
-    return [value.__name__.encode()] if isinstance(value, np.ufunc) else [secrets.token_bytes()]
+    is_own = hasattr(value, "__dict__") and type(value).__module__ != "builtins"
+    return [type(value), vars(value)] if is_own else []
 
 
 def _held(function: FunctionType) -> Sequence[object]:

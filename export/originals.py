@@ -99,10 +99,10 @@ def referred(task: Task) -> Task:
     Raises ExportError when targets or labels do not fit the outputs.
     """
     reference = {name: _returned(task.original, split.inputs) for name, split in task.splits().items()}
-    first = "train" if task.train is not None else "validation"
-    threshold = (
-        threshold_of(task, task.splits()[first].inputs, reference[first]) if task.output in ERROR_KINDS else None
-    )
+    threshold = None
+    if task.output in ERROR_KINDS:  # never of windows that judge
+        normal = task.calibrate if task.train is None else task.train.inputs
+        threshold = threshold_of(task, normal, _returned(task.original, normal))
     found = msgspec.structs.replace(task, reference=reference, threshold=threshold)
     decided = {name: _decided(found, split, reference[name]) for name, split in task.splits().items()}
     found = msgspec.structs.replace(found, labels=_labels(found), **decided)

@@ -177,6 +177,17 @@ def test_many_may_write_one_file_and_it_is_always_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_the_threshold_of_an_anomaly_is_never_taken_from_windows_that_judge(task: Task) -> None:
+    """The outputs pass for errors: calibration has small ones, validation large ones."""
+    quiet_windows = task.calibrate * 0.01
+    error = msgspec.structs.replace(task, output="error", labels=(), calibrate=quiet_windows)
+
+    found = originals.referred(error)
+
+    normal = outputs_of(task.original, quiet_windows)
+    assert found.threshold == pytest.approx(float(np.quantile(normal, 0.995)), rel=1e-4)
+
+
 def test_shipped_is_what_the_original_says_as_scores(task: Task) -> None:
     scores = outputs_of(candidate.shipped(task, task.original), task.calibrate)
 

@@ -79,6 +79,7 @@ def test_the_same_function_has_the_same_fingerprint() -> None:
         (Scaled(2), Scaled(3)),
         (np.mean, np.median),
         (np.add, np.subtract),
+        (closing_over(torch.float32), closing_over(torch.float16)),
         (closing_over(Path("a")), closing_over(Path("b"))),
         (closing_over(InputSpec("x", ("a",), ("g",), 1, 1)), closing_over(InputSpec("x", ("a",), ("g",), 2, 1))),
         (None, recall),

@@ -125,12 +125,13 @@ class Trial:
             found = self._judged(chain, self._cache.perform(chain))
         except (ExportError, ModelError) as error:
             found = Measured(chain, failure=str(error))
+        judged = found
         if not found.failure and found.validation and not is_far(found.validation, self.task.budget):
             found = self._timed(found)
-        found = msgspec.structs.replace(found, seconds=time.monotonic() - begun_s)
-        kept = _Kept(found.latency, found.validation, found.failure, found.seconds)
+        seconds = time.monotonic() - begun_s
+        kept = _Kept(found.latency, found.validation, judged.failure, seconds)  # a target that failed is asked again
         self._cache.remember(chain, self._figures, kept)
-        return found
+        return msgspec.structs.replace(found, seconds=seconds)
 
     def _judged(self, chain: Chain, artifact: Artifact) -> Measured:
         """Loaded in a child process first: a crash must not be ours."""

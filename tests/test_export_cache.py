@@ -19,6 +19,7 @@ from export.cache import Cache
 from export.candidate import Trial
 from export.evaluate import Drop, Evaluation
 from export.measure import Latency
+from export.probe import Failure
 from export.recipe import Split
 from export.targets import Local
 from export.task import Task
@@ -155,6 +156,15 @@ def test_a_candidate_that_cannot_be_judged_is_a_result(task: Task, timed: list[s
 
     assert found.failure == "metric() returned nan, wanted a finite number"
     assert timed == []
+
+
+def test_a_target_that_failed_is_asked_again(task: Task, tmp_path: Path, timed: list[str], monkeypatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Local, "latency", lambda *_, **__: Failure("the board was busy"))
+        assert trial(task, tmp_path).measure(INT8).failure == "the board was busy"
+
+    assert trial(task, tmp_path).measure(INT8).failure == ""
+    assert timed == ["int8-u8s8"]
 
 
 def test_many_may_write_one_file_and_it_is_always_whole(tmp_path: Path) -> None:

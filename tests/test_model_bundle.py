@@ -15,6 +15,12 @@ from edge_runtime.errors import BundleError
 from edge_runtime.model.bundle import read, write
 from edge_runtime.model.manifest import Parity, Tolerance
 
+def claimed(*, tolerance: float = 0.6, **claim: float) -> dict:
+    """Changes by which a manifest claims neon."""
+    allowed = {"default": {"absolute": 0.6}, "neon": {"absolute": tolerance}}
+    return {"tolerances": allowed, "parity": {"neon": {**CLAIM, **claim}}}
+
+
 CLAIM = {"how": "measured here", "from_default": 0.5, "from_float32": None}
 WINDOWS, MEANS = np.ones((2, 4, 2), np.float32), np.ones((2, 2), np.float32)
 
@@ -125,6 +131,13 @@ def test_a_member_that_is_not_what_the_manifest_hashed_is_named(path: Path) -> N
         ({"parity": {"neon": CLAIM}}, r"tolerances for the families \[\], parity for \['neon'\]"),
         ({"tolerances__sse": {"absolute": 1.0}, "parity": {"sse": CLAIM}}, r"parity for \['sse'\], known families are"),
         ({"parity": {"neon": {**CLAIM, "how": "x" * 201}}}, "length <= 200"),
+        ({"tolerances__default": {"absolute": 0}}, "tolerance 0 of default, wanted more than 0"),
+        ({"tolerances__default": {"absolute": -1.0}}, "tolerance -1 of default, wanted more than 0"),
+        ({"tolerances__default": {"absolute": 1e300}}, "tolerance 1e.300 for outputs of at most 0.* anything would pass"),
+        (claimed(tolerance=0.7), "tolerance 0.7 of neon, wanted at most the default, 0.6"),
+        (claimed(from_default=-0.5), "parity of neon: -0.5 from the default, wanted 0 to its tolerance, 0.6"),
+        (claimed(from_default=0.7), "parity of neon: 0.7 from the default, wanted 0 to its tolerance, 0.6"),
+        (claimed(from_float32=-1.0), "parity of neon: -1 from float32, wanted 0 or more"),
         ({"surprise": 1}, "surprise"),
         ({"labels": "no list"}, "labels"),
     ],
@@ -153,6 +166,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(path: Path, changes: dict
             "an array of <U1",
         ),
         ({"golden_npz": npz(inputs=np.zeros((2, 4, 2), np.float32), outputs=np.float32(1))}, r"outputs are \(\)"),
+        ({"golden_npz": npz(inputs=WINDOWS, outputs=MEANS[:, :0])}, r"outputs are \(2, 0\) for 2 inputs"),
+        ({"golden_npz": npz(inputs=WINDOWS, outputs=0 * MEANS)}, "tolerance 1e-05 for outputs of at most 0: anything"),
         ({"reference_json": b"{"}, "reference.json or card.md is malformed"),
         ({"card_md": b"\xff"}, "reference.json or card.md is malformed"),
     ],
@@ -166,8 +181,7 @@ def test_members_that_are_missing_extra_or_malformed_are_refused(path: Path, mem
 
 def with_neon(path: Path) -> Path:
     """The bundle claims neon; its golden file holds nothing of it yet."""
-    claims = changed_manifest(path, tolerances__neon={"absolute": 1.0}, parity={"neon": CLAIM})
-    rewrite(path, manifest_json=claims)
+    rewrite(path, manifest_json=changed_manifest(path, **claimed()))
     return path
 
 
@@ -204,6 +218,8 @@ def test_outputs_of_families_are_written_as_they_are_read(path: Path, tmp_path: 
         ({"outputs_neon": MEANS.reshape(2, 2, 1)}, r"outputs of neon are \(2, 2, 1\), wanted \(2, 2\)"),
         ({"outputs_neon": MEANS * np.nan}, "outputs of neon hold NaN or infinity"),
         ({"outputs_neon": MEANS * np.float32(np.inf)}, "outputs of neon hold NaN or infinity"),
+        ({}, "outputs of neon differ from the default by 0, manifest.json says 0.5"),
+        ({"outputs_neon": MEANS * np.float32(1.1)}, "outputs of neon differ from the default by 0.1, .* says 0.5"),
         ({"outputs_neon": MEANS.astype(np.float64)}, "an array of float64"),
         ({"outputs_neon": np.asfortranarray(np.eye(2, dtype=np.float32) + 1)}, "wanted float32 in C order"),
         ({"outputs_neon": np.array([print, print], dtype=object)}, "not version 1.0|golden.npz is malformed"),

@@ -15,6 +15,7 @@ from edge_runtime.model.family import numeric_family
 from edge_runtime.model.manifest import Parity, Tolerance
 from edge_runtime.model.session import Session, SessionSettings, create, family_of
 
+VNNI = "avx512f avx512dq avx512bw avx512vl avx512_vnni"
 ARM = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n"
 
 
@@ -27,7 +28,8 @@ def cpu(folder: Path, flags: str) -> Path:
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        ("fpu avx2 avx512f avx512_vnni", "vnni"),
+        (f"fpu avx2 {VNNI}", "vnni"),
+        ("fpu avx2 avx512f avx512_vnni", "avx2"),
         ("fpu avx2 avx_vnni", "vnni"),
         ("fpu avx2 avx512f", "avx2"),
         ("fpu avx2 fma", "avx2"),
@@ -55,7 +57,7 @@ def test_another_provider_than_the_cpu_is_of_no_family(tmp_path: Path) -> None:
     assert family_of(SessionSettings(provider="CUDAExecutionProvider"), haswell) == ""
 
 
-@pytest.mark.parametrize(("flags", "wanted"), [("avx2", "1"), ("avx2 avx512_vnni", "0"), ("", "1")])
+@pytest.mark.parametrize(("flags", "wanted"), [("avx2", "1"), (f"avx2 {VNNI}", "0"), ("avx2 avx512_vnni", "1"), ("", "1")])
 def test_int8_is_made_exact_where_it_would_saturate_whatever_the_manifest_says(
     tmp_path: Path, flags: str, wanted: str
 ) -> None:
@@ -72,7 +74,7 @@ def path(tmp_path: Path) -> Path:
     """A bundle of means: avx2 and neon are certified, and neon must give what no CPU gives: 0.1 more."""
     manifest = msgspec.structs.replace(
         means_manifest(),
-        tolerances={"default": Tolerance(1e-5), "avx2": Tolerance(1e-6), "neon": Tolerance(1e-4)},
+        tolerances={"default": Tolerance(0.2), "avx2": Tolerance(1e-6), "neon": Tolerance(1e-4)},
         parity={"avx2": Parity("measured here", 0.0, 0.0), "neon": Parity("told by a liar", 0.1)},
     )
     inputs = np.random.default_rng(0).random((6, 4, 2), dtype=np.float32)
@@ -91,7 +93,7 @@ def test_a_device_is_held_to_what_its_own_family_must_give(path: Path, tmp_path:
         Session(read(path), SessionSettings(), cpuinfo=tmp_path / "cpuinfo")
 
 
-@pytest.mark.parametrize("flags", ["avx2 avx512_vnni", "sse4_2"])
+@pytest.mark.parametrize("flags", [f"avx2 {VNNI}", "sse4_2"])
 def test_a_device_whose_family_was_not_measured_is_held_to_the_default(path: Path, tmp_path: Path, flags: str) -> None:
     assert Session(read(path), SessionSettings(), cpuinfo=cpu(tmp_path, flags)).family == "default"
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 import digits
-from digits import BUDGET, INPUT, LABELS, SEED, augment, data
+from digits import INPUT, LABELS, SEED, augment, data
 from logmel import LogMel
 from torch import nn
+
+from export.recipe import Budget
 
 __all__ = ["BUDGET", "INPUT", "LABELS", "SEED", "augment", "build", "data", "train"]
 
 NAME = "digits-dscnn"
 VERSION = "1.0.0"
+BUDGET = Budget(max_drop=0.008)
 FIRST = 64
 STAGES = ((64, 128, 1), (128, 128, 2), (128, 128, 1), (128, 192, 1), (192, 192, 1))  # channels in, out, stride
 

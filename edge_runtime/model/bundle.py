@@ -210,22 +210,31 @@ def _golden(path: Path, manifest: Manifest, raw: bytes) -> Golden:
     wanted = manifest.input.shape()
     if golden.inputs.shape[1:] != wanted or len(golden.inputs) < 1:
         raise BundleError(str(path), f"{GOLDEN}: inputs are {golden.inputs.shape}, wanted (n, {wanted})")
-    if golden.outputs.ndim < 2 or len(golden.outputs) != len(golden.inputs):
+    if golden.outputs.ndim < 2 or len(golden.outputs) != len(golden.inputs) or not golden.outputs.size:
         shapes = f"outputs are {golden.outputs.shape} for {len(golden.inputs)} inputs"
         raise BundleError(str(path), f"{GOLDEN}: {shapes}, wanted (n, ...)")
-    for family, outputs in golden.family_outputs.items():
-        if problem := _family_problem(manifest, family, outputs, like=golden.outputs):
+    allowed, largest = manifest.tolerances[DEFAULT].absolute, float(np.abs(golden.outputs).max())
+    if allowed >= largest:
+        vain = f"tolerance {allowed:g} for outputs of at most {largest:g}: anything would pass"
+        raise BundleError(str(path), f"{MANIFEST}: {vain}")
+    for family in sorted({*golden.family_outputs, *manifest.parity}):
+        if problem := _family_problem(manifest, family, golden.expected(family), like=golden.outputs):
             raise BundleError(str(path), f"{GOLDEN}: outputs of {family} {problem}")
     return golden
 
 
 def _family_problem(manifest: Manifest, family: str, outputs: Floats, *, like: Floats) -> str:
-    """What is wrong with the outputs that a family has of its own, "" when nothing is."""
+    """What is wrong with the outputs that a family must give, "" when nothing is."""
     if family not in manifest.parity:
         return f"are there, {MANIFEST} says nothing of how they were measured"
     if outputs.shape != like.shape:
         return f"are {outputs.shape}, wanted {like.shape} as by default"
-    return "" if np.isfinite(outputs).all() else "hold NaN or infinity"
+    if outputs is not like and not np.isfinite(outputs).all():
+        return "hold NaN or infinity"
+    found, told = float(np.abs(outputs.astype(np.float64) - like).max()), manifest.parity[family].from_default
+    return "" if math.isclose(found, told, rel_tol=ROUNDED, abs_tol=ROUNDED) else (
+        f"differ from the default by {found:.3g}, {MANIFEST} says {told:.3g}"
+    )
 
 
 def _floats(raw: bytes) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -209,8 +210,20 @@ def _parity_problems(manifest: Manifest) -> list[str]:
     named, measured = sorted(set(manifest.tolerances) - {DEFAULT}), sorted(manifest.parity)
     if named != measured:
         return [f"tolerances for the families {named}, parity for {measured}, wanted the same"]
-    unknown = [family for family in measured if family not in FAMILIES]
-    return [f"parity for {unknown}, known families are {', '.join(FAMILIES)}"] if unknown else []
+    if unknown := [family for family in measured if family not in FAMILIES]:
+        return [f"parity for {unknown}, known families are {', '.join(FAMILIES)}"]
+    default = manifest.tolerances.get(DEFAULT, Tolerance(math.inf)).absolute
+    problems = []
+    for family, tolerance in manifest.tolerances.items():
+        found = f"tolerance {tolerance.absolute:g} of {family}"
+        problems.append((not tolerance.absolute > 0, f"{found}, wanted more than 0"))
+        problems.append((tolerance.absolute > default, f"{found}, wanted at most the default, {default:g}"))
+    for family, claim in manifest.parity.items():
+        apart, wanted = f"{claim.from_default:g} from the default", f"wanted 0 to its tolerance, {default:g}"
+        problems.append((not 0 <= claim.from_default <= default, f"parity of {family}: {apart}, {wanted}"))
+        beyond = claim.from_float32 is not None and not claim.from_float32 >= 0
+        problems.append((beyond, f"parity of {family}: {claim.from_float32 or 0:g} from float32, wanted 0 or more"))
+    return [fact for wrong, fact in problems if wrong]
 
 
 def _state_problems(states: tuple[StateSpec, ...]) -> list[str]:

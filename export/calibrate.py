@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export.front_end import Feed, activations
-from export.recipe import Splits
+from export.recipe import Split, Splits
 
 if TYPE_CHECKING:
     import onnx
@@ -33,28 +33,28 @@ class Range(NamedTuple):
 
 
 def calibration(splits: Splits, *, seed: int) -> Floats:
-    """At most CALIBRATION_WINDOWS windows of the train split, drawn by seed.
-
-    Raises ExportError when any window stands in two splits, or one of those drawn in validation or test.
-    """
-    check_disjoint(splits)
-    size = min(CALIBRATION_WINDOWS, len(splits.train.inputs))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(splits.train.inputs), size=size, replace=False))
-    windows: Floats = splits.train.inputs[chosen]
-    check_calibration(windows, splits)
+    """Windows of the train split to calibrate with. Raises ExportError as `check_disjoint` does."""
+    windows = drawn(splits.train.inputs, seed=seed)
+    check_disjoint({name: getattr(splits, name) for name in splits.__struct_fields__}, windows)
     return windows
 
 
-def check_calibration(windows: Floats, splits: Splits) -> None:
-    """Raises ExportError when a calibration window is also one of validation or test."""
-    for name in ("validation", "test"):
-        refuse_overlap("calibration", windows, name, getattr(splits, name).inputs)
+def drawn(windows: Floats, *, seed: int) -> Floats:
+    """At most CALIBRATION_WINDOWS of them, in their order."""
+    size = min(CALIBRATION_WINDOWS, len(windows))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(windows), size=size, replace=False))
+    found: Floats = windows[chosen]
+    return found
 
 
-def check_disjoint(splits: Splits) -> None:
-    """Raises ExportError when one window, bit for bit, stands in two splits."""
+def check_disjoint(splits: dict[str, Split], calibrate: Floats) -> None:
+    """Raises ExportError when one window, bit for bit, stands in two splits, or in calibration and one that judges."""
+    parts = {name: split.inputs for name, split in splits.items()}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        refuse_overlap(one, getattr(splits, one).inputs, other, getattr(splits, other).inputs)
+        if one in parts and other in parts:
+            refuse_overlap(one, parts[one], other, parts[other])
+    for name in sorted(parts.keys() - {"train"}):
+        refuse_overlap("calibration", calibrate, name, parts[name])
 
 
 def refuse_overlap(one: str, windows: Floats, other: str, others: Floats) -> None:

@@ -14,6 +14,7 @@ from edge_runtime.model.manifest import OutputKind
 from edge_runtime.records import Floats, InputSpec
 from export import originals, report, targets
 from export.cache import Cache
+from export.calibrate import drawn
 from export.candidate import Measured
 from export.quiet import one_line
 from export.recipe import Augment, Budget, Labels, Metric, Progress, Split, require_tools
@@ -112,9 +113,7 @@ def compress(
     """
     require_tools(("onnx",) if isinstance(model, Path | str) else ("torch", "onnx", "onnxscript"))
     known = None if train is None or callable(train) else _split("train", train)
-    windows = (
-        calibrate if calibrate is not None else None if known is None else originals.drawn(known.inputs, seed=seed)
-    )
+    windows = calibrate if calibrate is not None else None if known is None else drawn(known.inputs, seed=seed)
     if windows is None:
         raise ExportError(f"{name}: calibration needs windows, wanted calibrate=, or train= with windows")
     task = Task(

@@ -13,7 +13,7 @@ from edge_runtime.errors import ExportError
 from edge_runtime.model.manifest import ERROR_KINDS
 from edge_runtime.records import Floats
 from export.artifact import Artifact, outputs_of
-from export.calibrate import CALIBRATION_WINDOWS, refuse_overlap
+from export.calibrate import check_disjoint, drawn
 from export.contents import tools
 from export.evaluate import decisions, threshold_of
 from export.recipe import Progress, Recipe, Split, files_of
@@ -158,25 +158,6 @@ def _decided(task: Task, split: Split, reference: Floats) -> Split:
     if not np.all(split.targets == NO_TARGET):
         return split
     return Split(split.inputs, decisions(task, split.inputs, reference, task.threshold))
-
-
-def drawn(windows: Floats, *, seed: int) -> Floats:
-    """At most CALIBRATION_WINDOWS of them, in their order."""
-    size = min(CALIBRATION_WINDOWS, len(windows))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(windows), size=size, replace=False))
-    found: Floats = windows[chosen]
-    return found
-
-
-def check_disjoint(splits: dict[str, Split], calibrate: Floats) -> None:
-    """Raises ExportError when one window, bit for bit, stands in two splits, or in calibration and one that judges."""
-    parts = {name: split.inputs for name, split in splits.items()}
-    pairs = [("train", "validation"), ("train", "test"), ("validation", "test")]
-    for one, other in pairs:
-        if one in parts and other in parts:
-            refuse_overlap(one, parts[one], other, parts[other])
-    for name in parts.keys() - {"train"}:
-        refuse_overlap("calibration", calibrate, name, parts[name])
 
 
 def _digest(recipe: Recipe, splits: dict[str, Split]) -> str:

@@ -204,7 +204,9 @@ def test_a_window_that_stands_in_two_splits_is_refused_and_named(splits: Splits,
 
 def test_calibration_on_test_windows_is_refused(splits: Splits) -> None:
     with pytest.raises(ExportError, match="2 windows of test are also in calibration"):
-        calibrate.check_calibration(np.concatenate([splits.train.inputs[:5], splits.test.inputs[:2]]), splits)
+        calibrate.check_disjoint(
+            {"test": splits.test}, np.concatenate([splits.train.inputs[:5], splits.test.inputs[:2]])
+        )
 
 
 def test_the_softmax_step_gives_scores(float32: Artifact, splits: Splits) -> None:

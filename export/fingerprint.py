@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -15,9 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_runtime.model import session
 from export.contents import tools
 from export.task import Task
+
+OURS = ("edge_runtime", "export")
 
 
 def of_task(task: Task) -> bytes:
@@ -38,12 +40,28 @@ def of_task(task: Task) -> bytes:
 
 
 def own_code() -> bytes:
-    """Of all that makes, judges and times candidates."""
+    """Of all of ours that makes, judges and times candidates; not of what shows them."""
     found = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(session.__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            found.update(path.name.encode() + path.read_bytes())
+    for path in _imported(Path(__file__).with_name("candidate.py")):
+        found.update(path.name.encode() + path.read_bytes())
     return found.digest()
+
+
+def _imported(start: Path) -> list[Path]:
+    """A module of ours and those of ours that it imports, wherever it does, and theirs."""
+    root = start.parents[1]
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+                folder = root.joinpath(*node.module.split("."))
+                waiting += [folder.with_suffix(".py"), *(folder / f"{alias.name}.py" for alias in node.names)]
+    return sorted(found)
 
 
 def of_value(value: object, within: tuple[int, ...] = ()) -> bytes:

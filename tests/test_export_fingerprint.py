@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edge_runtime.records import InputSpec
+from export import fingerprint
 from export.fingerprint import of_value
 
 pytestmark = pytest.mark.torch
@@ -46,6 +47,14 @@ def test_a_helper_that_a_function_calls_counts_too() -> None:
 
     assert of_value(cell("x + 1")) == of_value(cell("x + 1"))
     assert of_value(cell("x + 1")) != of_value(cell("x + 2"))
+
+
+def test_our_own_code_counts_as_far_as_candidates_follow_from_it() -> None:
+    names = {path.name for path in fingerprint._imported(Path(fingerprint.__file__).with_name("candidate.py"))}
+
+    assert {"candidate.py", "prune.py", "prune_units.py", "qat.py", "fuse.py", "quantize.py", "session.py"} <= names
+    assert {"measure.py", "paired.py", "evaluate.py", "distill.py", "slim.py", "to_onnx.py", "sensitivity.py"} <= names
+    assert names.isdisjoint({"explain.py", "html_page.py", "pareto.py", "verify.py", "report.py", "daemon.py"})
 
 
 def test_a_name_without_a_value_yet_is_no_error() -> None:

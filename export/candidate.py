@@ -112,9 +112,12 @@ class Trial:
         return tuple(layer.name for layer in found)
 
     def _is_timed(self, known: Measured) -> bool:
-        """Whether it was, or need not be: what was too far for another budget may be near enough for this one."""
+        """Whether it was, or need not be: what was too far for another budget may be near enough for this one.
+
+        Where milliseconds decide, those of another day do not count; ratios are taken in one run and hold.
+        """
         far = known.validation is not None and is_far(known.validation, self.task.budget)
-        return bool(known.failure) or known.latency is not None or far
+        return bool(known.failure) or far or (known.latency is not None and self.task.budget.p95_ms is None)
 
     def _found(self, chain: Chain) -> Measured:
         if chain and self._deadline_s is not None and time.monotonic() > self._deadline_s:

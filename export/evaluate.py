@@ -111,7 +111,8 @@ def paired_bootstrap(metric: Metric, before: Floats, outputs: Floats, targets: L
     if not len(values):
         return Drop(value, math.nan, math.nan, math.nan, math.nan)
     low, high = np.percentile(values, [2.5, 97.5])
-    p_value = min(1.0, 2 * min(float(np.mean(values <= 0)), float(np.mean(values >= 0))))
+    beyond = min(int(np.sum(values <= 0)), int(np.sum(values >= 0)))
+    p_value = min(1.0, 2 * (beyond + 1) / (len(values) + 1))  # never zero: so many resamples cannot say that
     least = abs(float(metric(outputs, targets))) / (len(targets) + 2)  # of a metric that no resample changes
     return Drop(value, max(float(np.std(values)), least), float(low), float(high), p_value)
 

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import secrets
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -32,11 +33,16 @@ def of_task(task: Task) -> bytes:
         found.update(str((name, array.dtype, array.shape)).encode())
         found.update(np.ascontiguousarray(array).data)
     found.update(own_code())
-    judged = (task.seed, task.output, task.threshold, task.original.session, task.code, sorted(tools("torch").items()))
+    judged = (task.seed, task.output, task.threshold, task.original.session, task.code, _versions())
     found.update(repr(judged).encode())
     for function in (task.metric, task.augment, task.finetune):
         found.update(of_value(function))
     return found.digest()
+
+
+def _versions() -> list[tuple[str, str]]:
+    used = ("torch", "onnxscript", "torch-pruning")
+    return sorted(tools(*(name for name in used if find_spec(name.replace("-", "_")))).items())
 
 
 def own_code() -> bytes:

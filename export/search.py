@@ -28,6 +28,8 @@ from export.task import Task
 
 TAILS = 2
 """Quantizations that are tried on every narrower network."""
+ROUNDING = ("scheme", "reduce_range")
+"""Settings of static int8 that training has to expect."""
 KEPT_FLOAT = (1, 2, 4)
 """Layers left in float32, the most sensitive first."""
 
@@ -160,7 +162,8 @@ def repair(trial: Trial, effort: Effort) -> None:
         if count < len(sensitive) and choose.keeps_accuracy(trial.measure((*before, kept)), budget):
             break
     if effort.aware_epochs and trial.task.original.module is not None:
-        aware = Move("qat", {"scheme": move.settings["scheme"], "epochs": effort.aware_epochs})
+        rounding = {name: value for name, value in move.settings.items() if name in ROUNDING}
+        aware = Move("qat", {**rounding, "epochs": effort.aware_epochs})
         trial.measure((*before, aware, move))
 
 

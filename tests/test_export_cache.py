@@ -158,6 +158,16 @@ def test_a_candidate_that_cannot_be_judged_is_a_result(task: Task, timed: list[s
     assert timed == []
 
 
+def test_where_milliseconds_decide_those_of_another_run_do_not_count(
+    task: Task, tmp_path: Path, timed: list[str]
+) -> None:
+    urgent = msgspec.structs.replace(task, budget=Budgets(max_drop=0.5, p95_ms=5))
+    for asked in (task, task, urgent):
+        trial(asked, tmp_path).measure(INT8)
+
+    assert timed == ["int8-u8s8"] * 2
+
+
 def test_a_target_that_failed_is_asked_again(task: Task, tmp_path: Path, timed: list[str], monkeypatch) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(Local, "latency", lambda *_, **__: Failure("the board was busy"))

@@ -147,6 +147,39 @@ def test_what_is_accurate_or_no_faster_is_not_repaired(figures: tuple[float, flo
     assert trial.tried == ["float32", "int8 u8s8 minmax"]
 
 
+def test_what_was_inaccurate_before_int8_is_not_repaired() -> None:
+    wrecked = (narrower(0.4, 3),)
+    name = space.named(wrecked)
+    trial = Scripted({name: (0.03, 2.0), f"{name} + int8 u8s8 minmax": (0.03, 3.0)})
+    for chain in ((), wrecked, (*wrecked, *INT8)):
+        trial.measure(chain)
+
+    repair(trial, EFFORT)
+
+    assert len(trial.tried) == 3
+
+
+def test_training_that_expects_int8_expects_the_one_that_follows() -> None:
+    follows = (space.int8("s8s8", reduce_range=True),)
+    trial = Scripted({space.named(follows): (0.03, 2.0)})
+    for chain in ((), follows):
+        trial.measure(chain)
+
+    repair(trial, EFFORT)
+
+    aware = trial.measured[-1].chain[0]
+    assert aware.kind == "qat"
+    assert (aware.settings["scheme"], aware.settings["reduce_range"]) == ("s8s8", True)
+
+
+def test_two_kinds_of_quantization_go_on() -> None:
+    lstm = Held(conv=False, recurrent=True, lstm=True, attention=False, matrices=True)
+
+    found = quantize(Scripted({"int8-dynamic": (0.0, 1.8)}), lstm, gpu=False)
+
+    assert [space.named(chain) for chain in found] == ["int8-dynamic", "int8-weights"]
+
+
 def test_a_recurrent_net_is_offered_what_it_can_bear() -> None:
     gru = Held(conv=False, recurrent=True, lstm=False, attention=False, matrices=True)
     lstm = Held(conv=False, recurrent=True, lstm=True, attention=False, matrices=True)

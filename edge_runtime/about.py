@@ -9,6 +9,7 @@ from typing import Any
 
 import edge_runtime
 from edge_runtime.config import Config
+from edge_runtime.device.machine import cpu_name
 from edge_runtime.model.session import Session, load_onnxruntime
 from edge_runtime.stream.arrays import json_reader
 
@@ -19,7 +20,11 @@ def about(
     """sessions, digests: of the bundles, by the name of the model in the config."""
     ort = load_onnxruntime()
     bench = config.remote_bench
-    offered = {"max_request_bytes": bench.max_request_bytes, "timeout_s": bench.timeout_s}
+    offered = {
+        "max_request_bytes": bench.max_request_bytes,
+        "timeout_s": bench.timeout_s,
+        "cpu": cpu_name(platform.machine()),
+    }
     return {
         "version": edge_runtime.__version__,
         "python": platform.python_version(),

@@ -98,8 +98,15 @@ class RemoteBench:
         elif self._job is not None:
             self._answer(reply, _without("busy", "another candidate is being measured"))
         else:
-            log.info("bench_begun", extra={"bytes": size})
-            self._job = _Job(message, settings)
+            self._begin(message)
+
+    def _begin(self, message: Message) -> None:
+        try:
+            self._job = _Job(message, self._settings)
+        except (OSError, RuntimeError) as error:
+            self._answer(message.properties, _without("unable", f"nothing can be begun: {error}"))
+        else:
+            log.info("bench_begun", extra={"bytes": len(message.payload)})
 
     def _objection(self, reply: Properties) -> str:
         """Why nobody could be answered, or ""."""
@@ -115,12 +122,13 @@ class RemoteBench:
     def _drop(self, why: str) -> None:
         self.counts[why] += 1
         times = self.counts[why]
-        if not times & (times - 1):  # the first, second, fourth, ...: whoever sends many fills no log
+        if _is_told(times):
             log.warning("bench_request_dropped", extra={"reason": why, "times": times})
 
     def _answer(self, reply: Properties, answer: Answer) -> None:
         self.counts[answer.outcome] += 1
-        if answer.outcome != "busy":
+        is_sent_back = answer.outcome in ("busy", "too_large")
+        if not is_sent_back or _is_told(self.counts[answer.outcome]):
             log.info("bench_done", extra={"outcome": answer.outcome, "reason": answer.reason})
         self._client.publish(
             Outgoing(
@@ -143,7 +151,11 @@ class _Job:
         self._cancelled, self._cancel = os.pipe()
         self._answer = _without("unable", "an error of the node's own: its log has it")
         self._thread = threading.Thread(target=self._run, name="remote-bench", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
 
     @property
     def over(self) -> bool:
@@ -155,9 +167,12 @@ class _Job:
     def answer(self) -> Answer:
         """Waits for it."""
         self._thread.join()
+        self._close()
+        return self._answer
+
+    def _close(self) -> None:
         os.close(self._cancelled)
         os.close(self._cancel)
-        return self._answer
 
     def _run(self) -> None:
         try:
@@ -176,6 +191,11 @@ class _Job:
                 return compare(file, self._settings, cancel=self._cancelled)
         except OSError as error:
             return Compared("unable", f"no room for the request in {tempfile.gettempdir()}: {error.strerror}")
+
+
+def _is_told(times: int) -> bool:
+    """The first, second, fourth, ... time: whoever sends many fills no log."""
+    return not times & (times - 1)
 
 
 def _without(outcome: Outcome, reason: str) -> Answer:

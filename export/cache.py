@@ -72,11 +72,11 @@ class Cache:
 
     def remembered(self, chain: Chain, what: str, kind: type[T]) -> T | None:
         """What was kept of a candidate under that name."""
-        raw = self._read(self.key(chain), f"{what}.json")
-        return None if raw is None else msgspec.json.decode(raw, type=kind)
+        raw = self._read(self.key(chain), f"{what}.msgpack")
+        return None if raw is None else msgspec.msgpack.decode(raw, type=kind)
 
     def remember(self, chain: Chain, what: str, value: msgspec.Struct) -> None:
-        self._write(self.key(chain), f"{what}.json", msgspec.json.encode(value))
+        self._write(self.key(chain), f"{what}.msgpack", msgspec.msgpack.encode(value))  # JSON has no infinity
 
     def _made(self, key: str, make: Callable[[], Artifact]) -> Artifact:
         try:

@@ -13,7 +13,6 @@ from export import probe, space, to_onnx
 from export.artifact import Artifact, outputs_of
 from export.cache import Cache
 from export.evaluate import Evaluation, evaluate
-from export.machine import machine
 from export.measure import Latency
 from export.probe import Failure
 from export.recipe import Budget, Progress
@@ -166,7 +165,7 @@ class Trial:
     @property
     def _figures(self) -> str:
         """The name under which figures are kept: times are those of one machine."""
-        return f"on-{hashlib.sha256(f'{self._target.name} {machine()}'.encode()).hexdigest()[:8]}"
+        return f"on-{hashlib.sha256(self._target.place.encode()).hexdigest()[:8]}"
 
     def _evaluate(self, artifact: Artifact, name: str) -> Evaluation:
         split = self.task.splits()[name]

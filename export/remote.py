@@ -42,16 +42,19 @@ T = TypeVar("T")
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a node allows: as in its settings remote_bench."""
+    """What a node allows: as in its settings remote_bench. cpu: that does it."""
 
     max_request_bytes: int
     timeout_s: float
+    cpu: str = ""
 
 
 class _Info(msgspec.Struct, frozen=True):
     """What is read of a node's retained info."""
 
     remote_bench: Offer | None = None
+    machine: str = ""
+    onnxruntime: str = ""
 
 
 class Remote:
@@ -65,7 +68,7 @@ class Remote:
         self._settings = msgspec.structs.replace(
             settings, session_expiry_s=SESSION_S, maximum_packet_bytes=MAX_PACKET_BYTES
         )
-        self._tree, self._busy_s = Tree(settings.root, node), busy_s
+        self._tree, self._busy_s, self._place = Tree(settings.root, node), busy_s, ""
 
     @classmethod
     def of(cls, url: str, *, password_file: str = "") -> Remote:
@@ -91,6 +94,15 @@ class Remote:
     def name(self) -> str:
         """Where it is, without who asks."""
         return f"{self._settings.url}/{self._tree.node}"
+
+    @property
+    def place(self) -> str:
+        """The device as it tells of itself, asked once. Raises as latency does."""
+        if not self._place:
+            with _talking(self._settings, self._tree) as talk:
+                info = talk.info()
+                self._place = f"{self.name}: {talk.offer().cpu}, {info.machine}, onnxruntime {info.onnxruntime}"
+        return self._place
 
     def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
         """Time a candidate beside the baseline on the device, as `measure.latency` does here.
@@ -163,12 +175,16 @@ class _Talk:
     def close(self) -> None:
         self._client.stop(STOP_S)
 
-    def offer(self) -> Offer:
-        """What the node allows. Raises ExportError when it is not there or allows nothing."""
+    def info(self) -> _Info:
+        """What the node says of itself. Raises ExportError when it is not there."""
         status, info = self._tree.status, self._tree.info
         self._wait(lambda: status in self._heard and info in self._heard, RETAINED_S)
         self._check_node()
-        found = _decode(self._heard[info], _Info).remote_bench if info in self._heard else None
+        return _decode(self._heard[info], _Info) if info in self._heard else _Info()
+
+    def offer(self) -> Offer:
+        """What the node allows. Raises ExportError when it is not there or allows nothing."""
+        found = self.info().remote_bench
         if found is None:
             problem = "the node does not allow it: its config needs node.allow_remote_bench = true"
             raise ExportError(f"{self._where}: {problem}")

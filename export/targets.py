@@ -8,6 +8,7 @@ from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export import measure
 from export.artifact import Artifact
+from export.machine import machine
 from export.measure import Latency
 from export.probe import Failure
 
@@ -17,6 +18,10 @@ class Target(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def place(self) -> str:
+        """What times taken there hold for: the processor, and what runs the models on it."""
+
     @property
     def gpu(self) -> bool: ...
     def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
@@ -28,6 +33,10 @@ class Local:
 
     name = "local"
     gpu = False
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}: {machine()}"
 
     def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
         return measure.latency(baseline, candidate, window, seed=seed)

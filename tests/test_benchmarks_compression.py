@@ -220,7 +220,8 @@ def test_the_page_says_of_every_peer_what_it_gave_or_why_not() -> None:
 
     assert row(page, "`quantize_dynamic`")[1:3] == ["5.0", "2.0x"]
     assert "- NNCF, fold 0: failed: crashed with SIGSEGV \\| really" in page
-    assert "10.0x · +0.40 pt · 3.00x | 2.0x · +2.00 pt · 0.25x" in page
+    assert "| 600 | 10.0x · +0.40 pt [+0.20, +0.60] · 3.00x | 2.0x · +2.00 pt [+1.80, +2.20] · 0.25x" in page
+    assert "On the first fold, n = 600. Peers: onnxruntime 1." in page
     assert "Not measured: 1-D CNN, raw wave" in page
     assert "Not finished" not in page
 
@@ -419,6 +420,23 @@ def test_everything_the_issue_asks_for_has_its_family() -> None:
     assert wanted["digits_dscnn"] == Wanted(size=3, drop=0.008, speed=1.5)
     assert {family.name for family in FAMILIES} == set(families.zoo.NAMES)
     assert len({family.source() for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_of_a_search_that_was_broken_off_nobody_says_that_it_was_fast_enough() -> None:
+    once = searched(candidate("float32", 10.0, 1.0, 0.0))
+    told = [row(show.searches([Figures(FAMILY, [found])]), "2-D CNN") for found in (once, resumed(once))]
+
+    assert [(cells[2], cells[5]) for cells in told] == [("10.0", "yes |"), ("at least 10.0", "not known: broken off |")]
+
+
+def resumed(found: Searched) -> Searched:
+    return msgspec.structs.replace(found, resumed=True)
+
+
+def test_a_search_has_the_budget_that_was_promised() -> None:
+    promised = {family.name: family.wanted.drop for family in FAMILIES if family.wanted}
+
+    assert {name: families.zoo.load(name).budget.max_drop for name in promised} == promised
 
 
 def test_nothing_is_trained_where_nobody_can_judge_it(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from onnx import helper
 
 from benchmarks.compression import peers, render, work
 from benchmarks.compression.families import Family, Wanted
+from benchmarks.compression.finished import Finished
 from benchmarks.compression.records import CHOSEN, FLOAT32, Failed, Judged, Line, Searched, Sized, Timed, Where
 from benchmarks.compression.work import PHASES, Effort, Work
 from edge_runtime.model import bundle
@@ -126,6 +127,13 @@ def test_a_family_goes_on_where_it_was_broken_off_and_its_times_can_be_taken_aga
     for variant in (FLOAT32, CHOSEN):
         ships = next(line for line in lines if isinstance(line, Sized) and (line.variant, line.fold) == (variant, 0))
         assert ships.onnx == len(bundle.read(tmp_path / f"{variant}.edge").model)
+    monkeypatch.setattr(originals, "of_recipe", task_of)
+    assert not next(line for line in lines if isinstance(line, Searched)).resumed
+    Finished(tmp_path).forget("search.json", "candidates", "pooled.json")
+    Finished(tmp_path).save_arrays("candidates/fold-0/weights-of-a-search-broken-off", {})
+    resumed = run(tmp_path, str)
+    check(resumed)
+    assert next(line for line in resumed if isinstance(line, Searched)).resumed
 
 
 def check(lines: list[Line]) -> None:

@@ -17,7 +17,7 @@ from export import candidate, kept, originals, space
 from export.artifact import outputs_of
 from export.cache import Cache
 from export.candidate import Trial
-from export.evaluate import Drop, Evaluation
+from export.evaluate import Drop, Evaluation, evaluate
 from export.measure import Latency
 from export.probe import Failure
 from export.recipe import Split
@@ -166,6 +166,24 @@ def test_where_milliseconds_decide_those_of_another_run_do_not_count(
         trial(asked, tmp_path).measure(INT8)
 
     assert timed == ["int8-u8s8"] * 2
+
+
+def test_times_of_another_device_behind_the_same_name_do_not_count(
+    task: Task, tmp_path: Path, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("n1: a board", "n1: a board", "n1: another board"):
+        monkeypatch.setattr(Local, "place", place)
+        trial(task, tmp_path).measure(INT8)
+
+    assert timed == ["int8-u8s8"] * 2
+
+
+def test_an_evaluation_without_any_noise_is_remembered(task: Task, tmp_path: Path) -> None:
+    equal = evaluate(task, task.validation, task.reference["validation"], task.reference["validation"])
+    Cache(task, tmp_path, quiet).remember((), "found", equal)
+
+    assert equal.snr_db == float("inf")
+    assert Cache(task, tmp_path, quiet).remembered((), "found", Evaluation) == equal
 
 
 def test_a_target_that_failed_is_asked_again(task: Task, tmp_path: Path, timed: list[str], monkeypatch) -> None:

@@ -15,6 +15,7 @@ from edge_runtime.errors import BundleError
 from edge_runtime.model.bundle import read, write
 from edge_runtime.model.manifest import Parity, Tolerance
 
+
 def claimed(*, tolerance: float = 0.6, **claim: float) -> dict:
     """Changes by which a manifest claims neon."""
     allowed = {"default": {"absolute": 0.6}, "neon": {"absolute": tolerance}}
@@ -133,7 +134,10 @@ def test_a_member_that_is_not_what_the_manifest_hashed_is_named(path: Path) -> N
         ({"parity": {"neon": {**CLAIM, "how": "x" * 201}}}, "length <= 200"),
         ({"tolerances__default": {"absolute": 0}}, "tolerance 0 of default, wanted more than 0"),
         ({"tolerances__default": {"absolute": -1.0}}, "tolerance -1 of default, wanted more than 0"),
-        ({"tolerances__default": {"absolute": 1e300}}, "tolerance 1e.300 for outputs of at most 0.* anything would pass"),
+        (
+            {"tolerances__default": {"absolute": 1e300}},
+            "tolerance 1e.300 for outputs of at most 0.* anything would pass",
+        ),
         (claimed(tolerance=0.7), "tolerance 0.7 of neon, wanted at most the default, 0.6"),
         (claimed(from_default=-0.5), "parity of neon: -0.5 from the default, wanted 0 to its tolerance, 0.6"),
         (claimed(from_default=0.7), "parity of neon: 0.7 from the default, wanted 0 to its tolerance, 0.6"),

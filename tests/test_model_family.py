@@ -57,7 +57,9 @@ def test_another_provider_than_the_cpu_is_of_no_family(tmp_path: Path) -> None:
     assert family_of(SessionSettings(provider="CUDAExecutionProvider"), haswell) == ""
 
 
-@pytest.mark.parametrize(("flags", "wanted"), [("avx2", "1"), (f"avx2 {VNNI}", "0"), ("avx2 avx512_vnni", "1"), ("", "1")])
+@pytest.mark.parametrize(
+    ("flags", "wanted"), [("avx2", "1"), (f"avx2 {VNNI}", "0"), ("avx2 avx512_vnni", "1"), ("", "1")]
+)
 def test_int8_is_made_exact_where_it_would_saturate_whatever_the_manifest_says(
     tmp_path: Path, flags: str, wanted: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -17,6 +18,7 @@ from typing import IO
 import hostile
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from broker import Broker, until
 from bundles import means_model, slow_model
@@ -135,6 +137,10 @@ def test_a_model_that_is_too_slow_or_too_large_fails_by_the_limits_name(hurried:
     ("code", "words"),
     [
         ("import signal; signal.raise_signal(signal.SIGSEGV)", "loading the candidate: crashed with SIGSEGV"),
+        (
+            "import signal; signal.raise_signal(signal.SIGKILL)",
+            "loading the candidate: ended by SIGKILL, as a system does that has no memory left ('it printed nothing')",
+        ),
         ("print('MemoryError')", "loading the candidate: needs more memory than remote_bench.memory_mb = 1200 allows"),
         ("raise SystemExit(3)", "loading the candidate: ended with status 3 and no report ('it printed nothing')"),
         ("tell(b'{' * 100_000)", "loading the candidate: "),
@@ -217,6 +223,17 @@ def test_where_a_child_may_not_give_way_nothing_is_measured(monkeypatch: pytest.
     assert compared(request()) == Compared(
         "unable", "no process for it that gives way to others: Operation not permitted"
     )
+
+
+def test_a_child_leaves_no_folder_even_when_whoever_started_it_is_killed() -> None:
+    code = (
+        "import os, sys\nfrom edge_runtime.model import child\n"
+        "before = os.listdir(os.environ['HOME'])\n"
+        "child.begin(sys.argv)\n"
+        "print(before, os.path.exists(os.environ['HOME']))"
+    )
+
+    assert child.run(("-c", code), timeout_s=30).output == b"[] False\n"
 
 
 def test_a_child_that_is_cancelled_ends_at_once() -> None:
@@ -347,6 +364,36 @@ def test_a_fault_of_our_own_is_an_answer_with_its_traceback_in_the_log_and_the_n
     (first, _) = [record for record in caplog.records if record.msg == "bench_error"]
     assert first.exc_info is not None
     assert first.exc_info[0] is KeyError
+
+
+def no_descriptors() -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def no_threads(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("lack", [(os, "pipe", no_descriptors), (threading.Thread, "start", no_threads)])
+def test_where_nothing_can_be_begun_the_answer_says_so_and_nothing_is_left_open(
+    monkeypatch: pytest.MonkeyPatch, bench: RemoteBench, client: MemoryClient, lack: tuple[object, str, object]
+) -> None:
+    before = psutil.Process().num_fds()
+    monkeypatch.setattr(*lack)
+    bench.serve([message()])
+
+    assert answers(client) == [(f"{REPLIES}a", b"1", "unable")]
+    assert psutil.Process().num_fds() == before
+
+
+def test_whoever_sends_many_that_are_too_large_fills_no_log(
+    bench: RemoteBench, client: MemoryClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench.serve([message(bytes(1025))] * 5)
+
+    assert len(client.published) == 5
+    assert len([record for record in caplog.records if record.msg == "bench_done"]) == 3
 
 
 def test_a_stop_ends_what_was_begun_and_says_so(held: Held, bench: RemoteBench, client: MemoryClient) -> None:

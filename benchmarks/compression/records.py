@@ -54,7 +54,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 class Searched(_Line, tag="searched", kw_only=True, frozen=True):
     """chosen: what it did, in words, "" when nothing better was found. seconds: of all candidates and the rest of the
-    search, without training the original. stopped: why early. chain: to repeat it."""
+    search, without training the original; less than all where it was resumed. stopped: why early. chain: to repeat it.
+    """
 
     effort: str
     seed: int
@@ -66,6 +67,7 @@ class Searched(_Line, tag="searched", kw_only=True, frozen=True):
     steps: tuple[str, ...]
     chain: Chain
     candidates: tuple[Candidate, ...]
+    resumed: bool = False
 
 
 class Repeated(_Line, tag="repeated", kw_only=True, frozen=True):

@@ -31,11 +31,15 @@ HOW = """\
   search has seen; in points of 100. The interval (95 %) and McNemar's exact test are about pairs: only windows that one
   of the two gets right count. Over all folds together each window is tested once, by the network of its fold; the
   intervals take the windows as independent of each other. Where the metric is AUC, the drop is the mean over folds of
-  the difference, the interval by resampling windows within each fold.
+  the difference, the interval by resampling windows within each fold. Windows of one machine's run resemble each other,
+  and are not resampled together: of the AUC the interval is too narrow.
 - The search runs on the first fold alone, and sees its validation windows; its budget is on the drop there with one
   standard error on top. The chain of moves it chose is then done again on every other fold, fine-tuned to that
   fold's own network, whatever comes out. A drop beyond the budget on the test windows is what a search on few
   validation windows can do; it stays in the table.
+- The originals are trained as their recipes say and no longer. Fine-tuning after pruning trains on, for as many epochs
+  as the chosen steps say: what it gives back is partly what more training would have given float32, and the peers do
+  not train.
 - *Speed*: float32 and the variant in turn in one process, one window, one thread, order shuffled; {processes}
   processes each, which take turns with the other variants'. The ratio is the median over processes of each one's median
   ratio; its interval (95 %) is that median's by ranks. Times are median (quartiles) over all rounds. The search's own

@@ -58,7 +58,7 @@ def _variants(figures: Figures) -> str:
     names = [name for name in (FLOAT32, CHOSEN, *NAMES) if figures.sized(name) or figures.failed(name)]
     text = markdown(head, [_variant(figures, name) for name in names])
     peers = {line.version for line in figures.of(Peer) if line.version}
-    return f"On the first fold. Peers: {', '.join(sorted(peers)) or 'none'}.\n\n{text}"
+    return f"On the first fold, n = {show.tested(figures)}. Peers: {', '.join(sorted(peers)) or 'none'}.\n\n{text}"
 
 
 def _variant(figures: Figures, name: str) -> list[str]:

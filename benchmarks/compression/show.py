@@ -97,16 +97,21 @@ def _margin(part: Part, metric: str) -> str:
 
 def peers(found: Sequence[Figures]) -> str:
     """Times smaller, drop and times faster on the first fold; the families' own tables say more."""
-    rows = [[figures.family.title, *(_peer(figures, variant) for variant in COMPARED)] for figures in found]
-    return markdown(("smaller · drop · faster", *(TITLES[variant] for variant in COMPARED)), rows)
+    rows = [[figures.family.title, tested(figures), *(_peer(figures, name) for name in COMPARED)] for figures in found]
+    return markdown(("smaller · drop [95 %] · faster", "n", *(TITLES[name] for name in COMPARED)), rows)
+
+
+def tested(figures: Figures) -> str:
+    """Test windows of the first fold."""
+    first = figures.first()
+    return f"{first.n:,}" if first else "-"
 
 
 def _peer(figures: Figures, variant: str) -> str:
     failed, smaller, timed = figures.failed_first(variant), figures.smaller(variant), figures.timed(variant)
     if smaller is None and timed is None:
         return "failed" if failed else "-"
-    judged = figures.judged(variant, 0)
-    lost = number(judged.drop, judged.metric) if judged else "-"
+    lost = drop(figures.judged(variant, 0))
     faster = "does not run" if failed else f"{timed.ratio:.2f}x" if timed else "-"
     return f"{size(smaller)} · {lost} · {faster}"
 
@@ -118,12 +123,12 @@ def searches(found: Sequence[Figures]) -> str:
         if searched := figures.searched:
             made = [c for c in searched.candidates if c.seconds]
             longest = max(made, key=lambda c: c.seconds, default=None)
-            within = "yes" if searched.seconds <= WANTED_S else "**no**"
+            within = "**no**" if searched.seconds > WANTED_S else "not known: broken off" if searched.resumed else "yes"
             rows.append(
                 [
                     figures.family.title,
                     str(len(searched.candidates)),
-                    f"{searched.seconds / 60:.1f}",
+                    f"{'at least ' * searched.resumed}{searched.seconds / 60:.1f}",
                     f"{longest.seconds:.0f} ({longest.name})" if longest else "-",
                     searched.stopped or "-",
                     within,

@@ -52,10 +52,12 @@ from export.task import Task
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "torch-pruning", "numpy")
 PHASES = ("search", "peers", "folds", "timing")
+CANDIDATES = "candidates"
+FOLLOWS = ("fold-*.json", "pooled.json")
 FORGOTTEN = {
-    "search": ("search.json", "candidates", "fold-*.json", "pooled.json"),
+    "search": ("search.json", CANDIDATES, *FOLLOWS),
     "peers": ("peer-*.json",),
-    "folds": ("candidates/fold-[!0]*", "fold-*.json", "pooled.json"),
+    "folds": (f"{CANDIDATES}/fold-[!0]*", *FOLLOWS),
     "timing": ("timing.json",),
 }
 """What is deleted to do a phase again."""
@@ -144,8 +146,9 @@ class Work:
 
     def _searched(self) -> Iterator[Line]:
         task = self._loaded(0)
-        self._finished.forget(f"seen/{CHOSEN}-*.npz")
+        self._finished.forget(f"seen/{CHOSEN}-*.npz", *FOLLOWS)
         yield self._trained(task, 0)
+        resumed = any((self._folder / CANDIDATES / "fold-0").glob("*"))
         cache = self._cache(task, 0)
         outcome = search.search(
             task,
@@ -155,7 +158,7 @@ class Work:
             time_limit_s=TIME_LIMIT_S,
             progress=self._progress,
         )
-        yield self._told(outcome)
+        yield self._told(outcome, resumed=resumed)
         self._finished.save_arrays("window", {"window": task.validation.inputs[:1]})
         yield from self._shipped(FLOAT32, task, task.original, 0, outcome)
         if outcome.chosen is not None and outcome.chosen.chain:
@@ -229,7 +232,7 @@ class Work:
         return self._task[1]
 
     def _cache(self, task: Task, fold: int) -> Cache:
-        return Cache(task, self._folder / "candidates" / f"fold-{fold}", self._progress)
+        return Cache(task, self._folder / CANDIDATES / f"fold-{fold}", self._progress)
 
     def _shipped(
         self, variant: str, task: Task, artifact: Artifact, fold: int, outcome: Outcome | None
@@ -270,7 +273,7 @@ class Work:
         parameters = sum(p.numel() for p in module.parameters()) if module else 0
         return self._line(Trained, fold=fold, parameters=parameters, **counts)
 
-    def _told(self, outcome: Outcome) -> Searched:
+    def _told(self, outcome: Outcome, *, resumed: bool) -> Searched:
         chosen = outcome.chosen if outcome.chosen and outcome.chosen.chain else None
         measured = zip(outcome.measured, outcome.verdicts, strict=True)
         return self._line(
@@ -285,6 +288,7 @@ class Work:
             steps=chosen.artifact.steps if chosen and chosen.artifact else (),
             chain=chosen.chain if chosen else (),
             candidates=tuple(_candidate(m, verdict) for m, verdict in measured),
+            resumed=resumed,
         )
 
     def _line(self, kind: Callable[..., Kind], **facts: object) -> Kind:

@@ -15,4 +15,4 @@ NAME = "digits-gru"
 VERSION = "1.0.0"
 
 build = partial(net, nn.GRU)
-train = partial(digits.train, epochs=20, peak=5e-3)
+train = partial(digits.train, epochs=50, peak=5e-3)

@@ -15,4 +15,4 @@ NAME = "digits-lstm"
 VERSION = "1.0.0"
 
 build = partial(net, nn.LSTM)
-train = partial(digits.train, epochs=28, peak=5e-3)
+train = partial(digits.train, epochs=60, peak=5e-3)

@@ -38,4 +38,4 @@ def build() -> nn.Module:
     return digits.Net(LogMel(), Body())
 
 
-train = partial(digits.train, epochs=17, peak=1.5e-3)
+train = partial(digits.train, epochs=34, peak=1.5e-3)

@@ -49,7 +49,7 @@ def train(model: nn.Module, splits: Splits, *, seed: int, progress: Progress) ->
         validation=(in_parts(model.front_end, splits.validation.inputs), splits.validation.targets),
         augment=augment,
         seed=seed,
-        epochs=18,
+        epochs=32,
         peak=4e-3,
         progress=progress,
     )

@@ -167,6 +167,8 @@ def begin(argv: Sequence[str]) -> tuple[Callable[[msgspec.Struct], None], Sequen
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+    with suppress(OSError):
+        Path.cwd().rmdir()  # a parent that is killed cannot
     return lambda line: _write(fd, msgspec.json.encode(line) + b"\n"), argv[3:]
 
 

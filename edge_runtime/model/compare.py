@@ -168,6 +168,8 @@ def _death(ended: child.Ended, settings: RemoteBenchSettings) -> str:
     last = ended.last_line or "it printed nothing"
     if is_out_of_memory(last):
         return too_much_memory(settings, last)
+    if ended.code == -signal.SIGKILL:
+        return f"ended by SIGKILL, as a system does that has no memory left ({last!r})"
     if ended.signal_name:
         return f"crashed with {ended.signal_name} ({last!r})"
     return f"ended with status {ended.code} and no report ({last!r})"

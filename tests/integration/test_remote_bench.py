@@ -133,6 +133,7 @@ def test_a_candidate_is_measured_while_the_pipeline_runs_and_loses_nothing(
         asking.join(0.01)
         sent += 1
     results = [json.loads(message.payload) for message in sensor.wait_for(sent, timeout_s=20)]
+    place = remote.place
     summary = daemon.stop()
 
     assert isinstance(found[0], Latency)
@@ -140,6 +141,8 @@ def test_a_candidate_is_measured_while_the_pipeline_runs_and_loses_nothing(
     assert 0 < found[0].p50_us <= found[0].p95_us
     assert remote.device is not None
     assert remote.device.cores == os.cpu_count()
+    device = remote.device
+    assert place == f"{remote.name}: {device.cpu}, {device.machine}, onnxruntime {device.onnxruntime}"
     assert [result["seq"] for result in results] == [[n, n] for n in range(sent)]
     assert summary["balanced"]
     assert [one["pipeline"] for one in summary["ledger"]["pipelines"]] == ["p"]

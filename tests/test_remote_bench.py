@@ -1,4 +1,4 @@
-"""Measuring for others, piece by piece; the whole of it is in integration/test_remote_bench.py."""
+"""Measuring for others, piece by piece; the whole of it is in integration/test_remote_bench_broker.py."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -51,21 +52,30 @@ def optimized(artifact: Artifact) -> bytes | Failure:
         return done if isinstance(done, Failure) else (Path(name) / OPTIMIZED).read_bytes()
 
 
-def child(module: str, arguments: list[str], folder: Path, *, python: tuple[str, ...] = ()) -> bytes | Failure:
+def child(
+    module: str,
+    arguments: list[str],
+    folder: Path,
+    *,
+    python: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    limit_s: float = CHILD_LIMIT_S,
+) -> bytes | Failure:
     """The standard output of a module of ours, run as a program in the folder; a crash, error or hang is a Failure.
 
-    python: the command that is Python, by default the one that runs.
+    python: the command that is Python, by default the one that runs. environment: by default this process's.
     """
     try:
         done = subprocess.run(
             [*(python or (sys.executable,)), "-m", module, *arguments],
             cwd=folder,
+            env=environment,
             capture_output=True,
-            timeout=CHILD_LIMIT_S,
+            timeout=limit_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Failure(f"did not finish within {CHILD_LIMIT_S:g} s")
+        return Failure(f"did not finish within {limit_s:g} s")
     if done.returncode < 0:
         return Failure(f"crashed with {signal.Signals(-done.returncode).name}")
     if done.returncode > 0:

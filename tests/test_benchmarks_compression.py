@@ -28,7 +28,9 @@ from benchmarks.compression.records import (
     Searched,
     Sized,
     Timed,
+    Times,
     Trained,
+    Verdict,
     Where,
 )
 from benchmarks.compression.work import FULL, Work
@@ -56,19 +58,18 @@ def sized(variant: str, onnx: int, fold: int = 0) -> Sized:
 
 
 def judged(variant: str, fold: int | None, drop: float, *, n: int = 600) -> Judged:
-    facts = {"before": 0.98, "before_low": 0.97, "before_high": 0.99, "after": 0.98 - drop, "drop": drop}
-    return line(
-        Judged, variant=variant, fold=fold, n=n, metric="accuracy", **facts,
-        low=drop - 0.002, high=drop + 0.002, p_value=0.25, lost=4, won=1,
-    )  # fmt: skip
+    before: dict[str, Any] = {"before": 0.98, "before_low": 0.97, "before_high": 0.99}
+    after: dict[str, Any] = {"after": 0.98 - drop, "drop": drop, "low": drop - 0.002, "high": drop + 0.002}
+    verdict = Verdict(n=n, **before, **after, p_value=0.25, lost=4, won=1)
+    return line(Judged, variant=variant, fold=fold, metric="accuracy", verdict=verdict)
 
 
 def timed(variant: str, ratio: float, *, half: float = 0.1) -> Timed:
-    times = {f"{who}{key}_us": 10.0 for who in ("", "float32_") for key in ("p50", "q1", "q3")}
-    return line(
-        Timed, variant=variant, processes=9, rounds=2700, p95_us=12.0, **times,
-        ratio=ratio, ratio_low=ratio - half, ratio_high=ratio + half, numerics="vnni",
-    )  # fmt: skip
+    took: dict[str, Any] = {f"{who}{key}_us": 10.0 for who in ("", "float32_") for key in ("p50", "q1", "q3")}
+    times = Times(
+        processes=9, rounds=2700, p95_us=12.0, ratio=ratio, ratio_low=ratio - half, ratio_high=ratio + half, **took
+    )
+    return line(Timed, variant=variant, numerics="vnni", times=times)
 
 
 def candidate(name: str, size_kb: float, speedup: float | None, drop: float | None, **facts: Any) -> Candidate:

@@ -141,7 +141,7 @@ def check(lines: list[Line]) -> None:
     assert not [line for line in lines if isinstance(line, Failed)]
     searched = next(line for line in lines if isinstance(line, Searched))
     assert [move.kind for move in searched.chain] == ["int8"]
-    judged = {(line.variant, line.fold): line.n for line in lines if isinstance(line, Judged)}
+    judged = {(line.variant, line.fold): line.verdict.n for line in lines if isinstance(line, Judged)}
     assert judged == {
         (CHOSEN, 0): TEST_WINDOWS,
         (CHOSEN, 1): TEST_WINDOWS,

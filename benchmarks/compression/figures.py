@@ -18,6 +18,7 @@ from benchmarks.compression.records import (
     Searched,
     Sized,
     Timed,
+    Times,
 )
 
 Kind = TypeVar("Kind", bound=Line)
@@ -74,8 +75,8 @@ class Figures:
         """A line that says how good float32 is on the first fold."""
         return next((line for line in self.of(Judged) if line.fold == 0), None)
 
-    def timed(self, variant: str) -> Timed | None:
-        return next((line for line in self.of(Timed) if line.variant == variant), None)
+    def times(self, variant: str) -> Times | None:
+        return next((line.times for line in self.of(Timed) if line.variant == variant), None)
 
     def sized(self, variant: str, fold: int = 0) -> Sized | None:
         return next((line for line in self.of(Sized) if (line.variant, line.fold) == (variant, fold)), None)
@@ -108,12 +109,13 @@ class Figures:
     def parts(self) -> list[Part]:
         """What was asked for of the chosen variant and found; none where nothing was asked for or found."""
         wanted, sizes = self.family.wanted, self.sizes()
-        drop, timed = self.judged(CHOSEN, None), self.timed(CHOSEN)
+        judged, times = self.judged(CHOSEN, None), self.times(CHOSEN)
         if wanted is None:
             return []
         found = [Part("size", sizes[0], min(sizes), wanted.size)] if sizes else []
-        found += [Part("drop", drop.drop, drop.high, wanted.drop, rises=False)] if drop else []
-        return found + ([Part("speed", timed.ratio, timed.ratio_low, wanted.speed)] if timed else [])
+        if judged:
+            found.append(Part("drop", judged.verdict.drop, judged.verdict.high, wanted.drop, rises=False))
+        return found + ([Part("speed", times.ratio, times.ratio_low, wanted.speed)] if times else [])
 
 
 ASKED = 3

@@ -9,27 +9,12 @@ import msgspec
 import numpy as np
 
 from benchmarks.compression.finished import Arrays
+from benchmarks.compression.records import Verdict
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
 from export.evaluate import RESAMPLES, Drop, comparable, paired_shares, wilson
 from export.recipe import Labels, Metric
 from export.task import Task
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """What `records.Judged` says of one fold or all."""
-
-    n: int
-    before: float
-    before_low: float
-    before_high: float
-    after: float
-    drop: float
-    low: float
-    high: float
-    p_value: float
-    lost: int | None
-    won: int | None
 
 
 class Seen(msgspec.Struct, frozen=True):

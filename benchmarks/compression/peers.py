@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import numpy as np
 from benchmarks.compression import child
 from benchmarks.compression.child import FRONT_END, MODEL, OUTPUTS, QUANTIZED, RUN, WINDOWS
 from edge_runtime.records import Floats
+from export import probe
 from export.artifact import Artifact, ancestors, parse
 from export.probe import Failure
 
@@ -28,7 +27,6 @@ NAMES = tuple(child.QUANTIZERS)
 TOLD = tuple(name for name in NAMES if name.endswith("-told"))
 """Of no use for a model without a front-end."""
 LIMIT_S = 900.0
-REASON_CHARACTERS = 200
 
 
 def quantized(name: str, original: Artifact, windows: Floats) -> Artifact | Failure:
@@ -73,23 +71,9 @@ def _folder(model: bytes, windows: Floats) -> Iterator[Path]:
 
 
 def _child(what: str, folder: Path, *rest: str) -> Failure | None:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.compression.child", what, str(folder), *rest],
-            cwd=ROOT,
-            env=_environment(),
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Failure(f"did not finish within {LIMIT_S:g} s")
-    if done.returncode < 0:
-        return Failure(f"crashed with {signal.Signals(-done.returncode).name}")
-    if done.returncode > 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return Failure(lines[-1].strip()[:REASON_CHARACTERS] if lines else f"exit status {done.returncode}")
-    return None
+    arguments = [what, str(folder), *rest]
+    told = probe.child("benchmarks.compression.child", arguments, ROOT, environment=_environment(), limit_s=LIMIT_S)
+    return told if isinstance(told, Failure) else None
 
 
 def _environment() -> dict[str, str]:

@@ -77,17 +77,14 @@ class Repeated(_Line, tag="repeated", kw_only=True, frozen=True):
     seconds: float
 
 
-class Judged(_Line, tag="judged", kw_only=True, frozen=True):
-    """A variant against float32 on test windows that both saw.
+class Verdict(msgspec.Struct, frozen=True):
+    """A variant against float32 on n test windows that both saw.
 
-    fold: None for all folds together. metric: accuracy or AUC. low, high: 95 % intervals. p_value: McNemar's exact
-    test for accuracy, else of the paired bootstrap. lost, won: windows that only float32, only the variant got right.
+    before, after: the metric of float32 and of the variant. low, high: 95 % intervals. p_value: McNemar's exact test
+    for accuracy, else of the paired bootstrap. lost, won: windows that only float32, only the variant got right.
     """
 
-    variant: str
-    fold: int | None
     n: int
-    metric: str
     before: float
     before_low: float
     before_high: float
@@ -100,6 +97,15 @@ class Judged(_Line, tag="judged", kw_only=True, frozen=True):
     won: int | None
 
 
+class Judged(_Line, tag="judged", kw_only=True, frozen=True):
+    """fold: None for all folds together. metric: accuracy or AUC."""
+
+    variant: str
+    fold: int | None
+    metric: str
+    verdict: Verdict
+
+
 class Sized(_Line, tag="sized", kw_only=True, frozen=True):
     """Bytes of the ONNX file as it ships, of it after gzip, and of the bundle around it where one was made."""
 
@@ -110,14 +116,13 @@ class Sized(_Line, tag="sized", kw_only=True, frozen=True):
     bundle: int | None
 
 
-class Timed(_Line, tag="timed", kw_only=True, frozen=True):
+class Times(msgspec.Struct, frozen=True, kw_only=True):
     """Float32 and a variant in turn, one window, one thread, in several processes that took turns with the others'.
 
     rounds: of all processes. *_us: over all rounds. ratio: float32 / variant, the median over the processes' medians;
-    ratio_low, ratio_high: its 95 % interval by ranks. numerics: the CPU's numeric family.
+    ratio_low, ratio_high: its 95 % interval by ranks.
     """
 
-    variant: str
     processes: int
     rounds: int
     p50_us: float
@@ -130,7 +135,14 @@ class Timed(_Line, tag="timed", kw_only=True, frozen=True):
     ratio: float
     ratio_low: float
     ratio_high: float
+
+
+class Timed(_Line, tag="timed", kw_only=True, frozen=True):
+    """numerics: the CPU's numeric family."""
+
+    variant: str
     numerics: str
+    times: Times
 
 
 class Failed(_Line, tag="failed", kw_only=True, frozen=True):

@@ -114,7 +114,7 @@ def is_whole(figures: Figures) -> bool:
     searched: Searched | None = figures.searched
     if searched is None or not searched.chain:
         return searched is not None and bool(figures.of(Timed))
-    is_timed = figures.timed(CHOSEN) is not None or figures.failed_first(CHOSEN)
+    is_timed = figures.times(CHOSEN) is not None or figures.failed_first(CHOSEN)
     return is_timed and len(figures.of(Trained)) == figures.family.folds
 
 
@@ -133,7 +133,7 @@ def _by(found: Sequence[Figures]) -> str:
 def _how(lines: Sequence[Line]) -> str:
     timed = [line for line in lines if isinstance(line, Timed)]
     return HOW.format(
-        processes=" or ".join(sorted({str(line.processes) for line in timed})) or "no",
+        processes=" or ".join(sorted({str(line.times.processes) for line in timed})) or "no",
         numerics=", ".join(sorted({line.numerics or "unknown" for line in timed})) or "not timed",
     )
 

@@ -37,9 +37,9 @@ def _original(figures: Figures) -> str:
 
 
 def _float32(found: Judged) -> str:
-    between = f"[{_share(found.before_low)}, {_share(found.before_high)}]"
+    between = f"[{_share(found.verdict.before_low)}, {_share(found.verdict.before_high)}]"
     where = "the first fold" if found.fold == 0 else "all folds"
-    return f"Float32 {found.metric} {_share(found.before)} {between} on {where}, n = {found.n:,}"
+    return f"Float32 {found.metric} {_share(found.verdict.before)} {between} on {where}, n = {found.verdict.n:,}"
 
 
 def _chosen(figures: Figures) -> str:
@@ -62,9 +62,9 @@ def _variants(figures: Figures) -> str:
 
 
 def _variant(figures: Figures, name: str) -> list[str]:
-    sized, timed, judged = figures.sized(name), figures.timed(name), figures.judged(name, 0)
+    sized, times, judged = figures.sized(name), figures.times(name), figures.judged(name, 0)
     beside = figures.first() if name == FLOAT32 else None
-    value = _share(judged.after) if judged else _share(beside.before) if beside else "-"
+    value = _share(judged.verdict.after) if judged else _share(beside.verdict.before) if beside else "-"
     return [
         TITLES[name],
         f"{sized.onnx / 1000:.1f}" if sized else "-",
@@ -74,9 +74,9 @@ def _variant(figures: Figures, name: str) -> list[str]:
         value,
         show.drop(judged),
         show.probability(judged),
-        "1" if name == FLOAT32 else show.speed(timed),
-        f"{timed.p50_us:.0f} ({timed.q1_us:.0f} to {timed.q3_us:.0f})" if timed else "-",
-        f"{timed.float32_p50_us:.0f} ({timed.float32_q1_us:.0f} to {timed.float32_q3_us:.0f})" if timed else "-",
+        "1" if name == FLOAT32 else show.speed(times),
+        f"{times.p50_us:.0f} ({times.q1_us:.0f} to {times.q3_us:.0f})" if times else "-",
+        f"{times.float32_p50_us:.0f} ({times.float32_q1_us:.0f} to {times.float32_q3_us:.0f})" if times else "-",
     ]
 
 
@@ -100,9 +100,9 @@ def _folds(figures: Figures) -> str:
     rows = [
         [
             f"fold {line.fold}" + (" (searched)" if line.fold == 0 else ""),
-            str(line.n),
-            _share(line.before),
-            _share(line.after),
+            str(line.verdict.n),
+            _share(line.verdict.before),
+            _share(line.verdict.after),
             show.drop(line),
             show.size(figures.smaller(CHOSEN, line.fold or 0)),
             f"{seconds[line.fold]:.0f}" if line.fold in seconds else "-",

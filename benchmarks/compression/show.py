@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.compression.families import WANTED_S
 from benchmarks.compression.figures import ASKED, Figures, Part
-from benchmarks.compression.records import CHOSEN, FLOAT32, Judged, Timed
+from benchmarks.compression.records import CHOSEN, FLOAT32, Judged, Times
 from benchmarks.tables import table as markdown
 
 TITLES = {
@@ -32,7 +32,7 @@ def table(found: Sequence[Figures]) -> str:
 
 
 def _row(figures: Figures) -> list[str]:
-    wanted, judged, timed = figures.family.wanted, figures.judged(CHOSEN, None), figures.timed(CHOSEN)
+    wanted, judged, times = figures.family.wanted, figures.judged(CHOSEN, None), figures.times(CHOSEN)
     at_most = ""
     if wanted:
         limit = number(wanted.drop, figures.family.metric, sign=False)
@@ -41,9 +41,9 @@ def _row(figures: Figures) -> list[str]:
         f"[{figures.family.title}](#{anchor(figures.family.title)})",
         _size(figures) + (f" (at least {wanted.size:g}x)" if wanted else ""),
         drop(judged) + at_most if figures.family.is_judged else "not judged",
-        f"{judged.n:,}{_without(figures)}" if judged else "-",
+        f"{judged.verdict.n:,}{_without(figures)}" if judged else "-",
         probability(judged),
-        speed(timed) + (f" (at least {wanted.speed:g}x)" if wanted else ""),
+        speed(times) + (f" (at least {wanted.speed:g}x)" if wanted else ""),
         met(figures),
     ]
 
@@ -104,15 +104,15 @@ def peers(found: Sequence[Figures]) -> str:
 def tested(figures: Figures) -> str:
     """Test windows of the first fold."""
     first = figures.first()
-    return f"{first.n:,}" if first else "-"
+    return f"{first.verdict.n:,}" if first else "-"
 
 
 def _peer(figures: Figures, variant: str) -> str:
-    failed, smaller, timed = figures.failed_first(variant), figures.smaller(variant), figures.timed(variant)
-    if smaller is None and timed is None:
+    failed, smaller, times = figures.failed_first(variant), figures.smaller(variant), figures.times(variant)
+    if smaller is None and times is None:
         return "failed" if failed else "-"
     lost = drop(figures.judged(variant, 0))
-    faster = "does not run" if failed else f"{timed.ratio:.2f}x" if timed else "-"
+    faster = "does not run" if failed else f"{times.ratio:.2f}x" if times else "-"
     return f"{size(smaller)} · {lost} · {faster}"
 
 
@@ -154,17 +154,20 @@ def number(value: float, metric: str, *, sign: bool = True) -> str:
 def drop(judged: Judged | None) -> str:
     if judged is None:
         return "-"
-    metric = judged.metric
-    low, high = (number(value, metric).removesuffix(" pt") for value in (judged.low, judged.high))
-    return f"{number(judged.drop, metric)} [{low}, {high}]"
+    metric, found = judged.metric, judged.verdict
+    low, high = (number(value, metric).removesuffix(" pt") for value in (found.low, found.high))
+    return f"{number(found.drop, metric)} [{low}, {high}]"
 
 
 def probability(judged: Judged | None) -> str:
-    return "-" if judged is None else "< 0.001" if judged.p_value < 0.001 else f"{judged.p_value:.3f}"
+    if judged is None:
+        return "-"
+    p_value = judged.verdict.p_value
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def speed(timed: Timed | None) -> str:
-    return "-" if timed is None else f"{timed.ratio:.2f}x [{timed.ratio_low:.2f}, {timed.ratio_high:.2f}]"
+def speed(times: Times | None) -> str:
+    return "-" if times is None else f"{times.ratio:.2f}x [{times.ratio_low:.2f}, {times.ratio_high:.2f}]"
 
 
 def anchor(title: str) -> str:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.compression.records import Times
 from edge_runtime.model.paired import Rounds, pooled
 from edge_runtime.records import Floats
 from export.artifact import Artifact
@@ -56,31 +57,14 @@ def _turns(processes: int, names: Sequence[str]) -> Iterator[tuple[int, str]]:
     return ((process, name) for process in range(processes) for name in names)
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """What `records.Timed` says of times and their ratio."""
-
-    processes: int
-    rounds: int
-    p50_us: float
-    q1_us: float
-    q3_us: float
-    p95_us: float
-    float32_p50_us: float
-    float32_q1_us: float
-    float32_q3_us: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-
-
-def summary(found: Sequence[Rounds]) -> Summary:
+def summary(found: Sequence[Rounds]) -> Times:
     """Percentiles over all rounds; of the ratios of each round the median, by process, and of those the interval."""
     together = pooled(found)
     ratios = [float(np.median(np.divide(r.baseline_ns, r.candidate_ns))) for r in found]
     low, high = interval(ratios)
     q1, p50, q3, p95 = (float(us) for us in np.percentile(together.candidate_ns, [25, 50, 75, 95]) / 1e3)
     before_q1, before_p50, before_q3 = (float(us) for us in np.percentile(together.baseline_ns, [25, 50, 75]) / 1e3)
-    return Summary(
+    return Times(
         processes=len(found),
         rounds=len(together.candidate_ns),
         p50_us=p50,

@@ -220,8 +220,7 @@ class Work:
             if isinstance(rounds, Failure):
                 yield self._line(Failed, variant=name, fold=0, reason=rounds.reason)
             else:
-                facts = msgspec.structs.asdict(timing.summary(rounds))
-                yield self._line(Timed, variant=name, numerics=numeric_family(), **facts)
+                yield self._line(Timed, variant=name, numerics=numeric_family(), times=timing.summary(rounds))
 
     def _loaded(self, fold: int) -> Task:
         """The fold's original, trained unless it was before; one fold at a time is kept in memory."""
@@ -263,9 +262,7 @@ class Work:
     def _verdict(self, variant: str, fold: int | None, folds: list[Seen]) -> Judged:
         recipe = self._family.recipe(0)
         verdict = judging.judged(folds, metric=recipe.metric, seed=recipe.seed)
-        return self._line(
-            Judged, variant=variant, fold=fold, metric=self._family.metric, **msgspec.structs.asdict(verdict)
-        )
+        return self._line(Judged, variant=variant, fold=fold, metric=self._family.metric, verdict=verdict)
 
     def _trained(self, task: Task, fold: int) -> Trained:
         counts = {name: len(split.targets) for name, split in task.splits().items()}

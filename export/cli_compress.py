@@ -114,6 +114,8 @@ def compress(
                 found.plot(plot)
             if report and found.outcome.chosen:
                 _write_page(report, found.explain())
+        if report and not found.outcome.chosen:
+            click.echo(f"edge-export: {report} is not written: it explains the chosen one", err=True)
         return code
 
     end(run)

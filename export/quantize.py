@@ -111,7 +111,8 @@ def _qdq(artifact: Artifact, windows: Floats, scheme: Scheme) -> Artifact:
         )
     bits = ", 7-bit weights" if scheme.reduce_range else ""
     kept = f", {', '.join(scheme.keep)} kept in float32" if scheme.keep else ""
-    told = f"static QDQ int8 {scheme.types} per channel{bits}, {scheme.method} over {len(windows)} train windows{kept}"
+    windows_told = f"{scheme.method} over {len(windows)} calibration windows"
+    told = f"static QDQ int8 {scheme.types} per channel{bits}, {windows_told}{kept}"
     made = changed(artifact, ready.parts.joined(body), told, name=f"int8-{scheme.types}", precision="int8")
     if scheme.keep:
         made = msgspec.structs.replace(made, session=staying_float(made.session))

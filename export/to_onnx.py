@@ -63,7 +63,7 @@ def export(
     Raises ExportError naming the operator that cannot be exported, or the figure when the outputs differ.
     """
     if len(windows) < max(parity.BATCHES):
-        raise ExportError(f"parity needs {max(parity.BATCHES)} windows, the train split has {len(windows)}")
+        raise ExportError(f"parity needs {max(parity.BATCHES)} windows, found {len(windows)} to calibrate with")
     front_end = getattr(model, FRONT_END, None)
     has_front_end = isinstance(front_end, nn.Module)
     _check_forward(model.eval(), windows[:EXAMPLE_BATCH])

@@ -188,21 +188,13 @@ def test_an_onnx_file_is_quantized_and_judged_by_agreement_where_nobody_labelled
 
 def test_an_impossible_budget_is_exit_code_3_and_says_what_to_relax(tmp_path: Path) -> None:
     done = edge_export(
-        "compress",
-        str(TONES),
-        "--size",
-        "2kB",
-        "--p95",
-        "1us",
-        "--effort",
-        "post-training",
-        "--cache",
-        "c",
-        cwd=tmp_path,
-    )
+        "compress", str(TONES), "--size", "2kB", "--p95", "1us", "--effort", "post-training", "--cache", "c",
+        "--report", "why.txt", cwd=tmp_path,
+    )  # fmt: skip
 
     assert done.returncode == 3
     assert "relax to --p95 " in done.stderr
+    assert "why.txt is not written" in done.stderr
     assert not list(tmp_path.glob("*.edge"))
 
 

@@ -157,7 +157,7 @@ def test_int8_is_smaller_and_close_to_torch(
 
     assert int8.size_kb < float32.size_kb
     assert 20 < snr_db(wanted, outputs_of(int8, splits.test.inputs)) < 80
-    assert int8.steps[-4].startswith("static QDQ int8 u8s8 per channel, minmax over 256 train windows")
+    assert int8.steps[-4].startswith("static QDQ int8 u8s8 per channel, minmax over 256 calibration windows")
 
 
 def test_quantizing_twice_gives_the_same_bytes(float32: Artifact, int8: Artifact, splits: Splits) -> None:

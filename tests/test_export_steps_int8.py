@@ -361,7 +361,7 @@ def test_a_layer_kept_in_float32_between_int8_ones_stays_so_when_the_graph_is_lo
     kept = {node.name: set(node.input) for node in parse(done.model).graph.node if node.name in {first, middle, last}}
     floats = {name for name, value in constants(done).items() if value.dtype == np.float32 and value.ndim > 1}
     assert {name for name, inputs in kept.items() if inputs & floats} == {middle}
-    assert f"over 32 train windows, {middle} kept in float32" in done.steps[-4]
+    assert f"over 32 calibration windows, {middle} kept in float32" in done.steps[-4]
     assert "100.0% of the weights" in done.steps[-2]
 
 

@@ -1,9 +1,9 @@
-# make demo | test | check | bench | bench-export | chaos: each sets up what it needs in .venv by itself.
+# make demo | test | check | bench | bench-export | chaos | arm64: each sets up what it needs in .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench bench-export chaos format clean
+.PHONY: demo test check bench bench-export chaos arm64 format clean
 
 demo: .venv/.device
 	$(BIN)/edge-runtime demo $(DEMO)
@@ -26,6 +26,11 @@ bench-export: .venv/.full .venv/.nncf
 chaos: .venv/.full
 	$(BIN)/python tests/faults/chaos.py $(CHAOS)
 
+arm64: .venv/.arm64
+	rm -rf build/wheel
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m export.arm64 --wheel build/wheel/*.whl
+
 format: .venv/.full
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -45,6 +50,11 @@ clean:
 	$(PIP) --no-deps silero-vad
 	rm -rf .venv/paho-oldest
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .venv/paho-oldest paho-mqtt==2.0.0
+	touch $@
+
+# What emulates a board; without it the checks on arm64 are skipped.
+.venv/.arm64: scripts/install-system-packages | .venv/.full
+	scripts/install-system-packages arm64
 	touch $@
 
 # A peer of bench-export, beside our environment and not in it.

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -65,15 +65,16 @@ def child(
 
     python: the command that is Python, by default the one that runs. environment: by default this process's.
     """
+    command = [*(python or (sys.executable,)), "-m", module, *arguments]
+    return output_of(command, folder, environment=environment, limit_s=limit_s)
+
+
+def output_of(
+    command: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None, limit_s: float
+) -> bytes | Failure:
+    """What a program prints, as child() says it."""
     try:
-        done = subprocess.run(
-            [*(python or (sys.executable,)), "-m", module, *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            timeout=limit_s,
-            check=False,
-        )
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         return Failure(f"did not finish within {limit_s:g} s")
     if done.returncode < 0:

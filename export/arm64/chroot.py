@@ -1,0 +1,105 @@
+"""A command inside an arm64 userland, with what it starts itself: each program is emulated as one of a board's.
+
+Linux finds the emulator by itself (binfmt_misc). The mounts are of a namespace of their own: they end with the command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edge_runtime.errors import ExportError
+from export.arm64.cores import core
+from export.arm64.userland import Userland, run
+
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+NAME = "qemu-aarch64"
+ENTER = """set -e
+ulimit -n 1024
+root=$1 board=$2 place=$3
+shift 3
+mkdir -p "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
+mount -t proc proc "$root/proc"
+mount --bind "$board/proc/cpuinfo" "$root/proc/cpuinfo"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/tmp"
+while [ "$1" != -- ]; do
+    mkdir -p "$root$2"
+    mount --bind "$1" "$root$2"
+    shift 2
+done
+shift
+exec chroot "$root" sh -c 'cd "$0" && exec "$@"' "$place" "$@"
+"""
+ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+def problem() -> str:
+    """Why no command can be run in a userland here, "" when one can."""
+    if os.geteuid() != 0:
+        return "entering an arm64 system needs root"
+    if shutil.which("unshare") is None:
+        return "unshare is missing"
+    try:
+        _register()
+    except ExportError as error:
+        return str(error)
+    return ""
+
+
+def _register() -> None:
+    """Make Linux run aarch64 programs by the emulator. Raises ExportError when it cannot."""
+    if not (BINFMT / "status").exists():
+        run("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
+    if not (BINFMT / NAME).exists():
+        run("update-binfmts", "--enable", NAME)
+    entry = BINFMT / NAME
+    if not entry.exists():
+        raise ExportError(
+            f"{NAME} is not registered with binfmt_misc: scripts/install-system-packages arm64 installs it"
+        )
+    flags = next((line for line in entry.read_text().splitlines() if line.startswith("flags:")), "")
+    if "F" not in flags.removeprefix("flags:"):
+        raise ExportError(f"{entry}: found {flags}, wanted F, an emulator that is found from inside another root")
+
+
+def command(
+    where: Userland,
+    core_name: str,
+    arguments: Sequence[str],
+    *,
+    binds: Mapping[Path, str] = {},
+    place: str = "/tmp",  # noqa: S108  of the guest, a tmpfs of its own
+    environment: Mapping[str, str] = {},
+) -> tuple[list[str], dict[str, str]]:
+    """What to start, and its whole environment. binds: folders and files of this machine to where they are inside.
+
+    place: the folder inside that it is run in.
+    """
+    mounts = [part for here, inside in binds.items() for part in (str(here), inside)]
+    enter = ["unshare", "--mount", "sh", "-c", ENTER, "enter", str(where.root), str(where.board(core_name)), place]
+    told = {
+        **ENVIRONMENT,
+        "QEMU_CPU": core(core_name).name,
+        "PYTHONPATH": f"/{where.project}:/{where.site}",
+        **environment,
+    }
+    return [*enter, *mounts, "--", *arguments], told
+
+
+def ran(
+    where: Userland, core_name: str, arguments: Sequence[str], *, limit_s: float, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end. Raises subprocess.TimeoutExpired."""
+    start, told = command(where, core_name, arguments, **options)  # type: ignore[arg-type]
+    return subprocess.run(start, env=told, capture_output=True, text=True, timeout=limit_s, check=False)

@@ -1,0 +1,104 @@
+"""How many instructions a run of a model takes. In the guest, this is the program that does the runs.
+
+`python -m export.arm64.runs REQUEST`, in a folder that holds the models and the windows.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_runtime.model.session import SessionSettings, create
+from edge_runtime.records import Floats
+from export.arm64.counter import count, mark
+from export.arm64.userland import Userland
+from export.probe import Failure
+
+WARM_UP, RUNS = 10, 11
+WINDOW = "window.npy"
+
+
+class Model(msgspec.Struct, frozen=True):
+    """An ONNX graph and the session entries it needs."""
+
+    onnx: bytes
+    input: str
+    session: dict[str, str]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """In the guest's request: a file of the folder. input: the name of the model's."""
+
+    path: str
+    input: str
+    session: dict[str, str]
+
+
+class Instructions(msgspec.Struct, frozen=True):
+    """Of one run, the call from Python included: least, median and most of RUNS."""
+
+    least: int
+    median: int
+    most: int
+
+
+def instructions(
+    models: Sequence[Model], window: Floats, *, where: Userland, core: str
+) -> list[Instructions] | Failure:
+    """Of each model, run in one process one after the other, one thread.
+
+    window: (1, ...) float32 in the models' layout. Raises ExportError when nothing can be counted here.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
+        folder = Path(name)
+        entries = []
+        for number, model in enumerate(models):
+            path = f"{number}.onnx"
+            (folder / path).write_bytes(model.onnx)
+            entries.append(Entry(path, model.input, model.session))
+        np.save(folder / WINDOW, window)
+        request = msgspec.json.encode(entries).decode()
+        marks = count(where, core, ["-m", "export.arm64.runs", request], folder=folder)
+    return marks if isinstance(marks, Failure) else [_summary(part) for part in _parts(marks, len(models))]
+
+
+def _parts(marks: list[int], models: int) -> list[list[int]]:
+    """Of each model the instructions between its marks."""
+    size = RUNS + 1
+    if len(marks) != size * models:
+        raise ValueError(f"{len(marks)} marks of {models} models, wanted {size * models}")
+    return [[b - a for a, b in itertools.pairwise(part)] for part in np.reshape(marks, (models, size)).tolist()]
+
+
+def _summary(runs: list[int]) -> Instructions:
+    return Instructions(min(runs), int(statistics.median(runs)), max(runs))
+
+
+def main(arguments: list[str]) -> None:
+    """The guest."""
+    entries = msgspec.json.decode(arguments[0], type=list[Entry])
+    window = np.load(WINDOW)
+    for entry in entries:
+        session = create(Path(entry.path).read_bytes(), settings=SessionSettings(), entries=entry.session)
+        inputs = {entry.input: window}
+        for _ in range(WARM_UP):
+            session.run(None, inputs)
+        gc.collect()
+        gc.disable()
+        mark()
+        for _ in range(RUNS):
+            session.run(None, inputs)
+            mark()
+        gc.enable()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

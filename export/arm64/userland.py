@@ -1,0 +1,166 @@
+"""An arm64 Debian as a device has it, unpacked into a folder: Python, mosquitto and the aarch64 wheels we depend on.
+
+Nothing is emulated to build it: mmdebstrap extracts the packages, this machine's pip fetches the wheels. Built once
+for each state of the dependencies, which are those installed here, to the version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import ExportError
+from export.arm64.cores import CORES, CPUS, cpuinfo
+from export.recipe import Progress
+
+FOLDER = Path("~/.cache/edge-export/arm64")
+SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+"""Debian's releases, which Raspberry Pi OS follows, and their Python."""
+PACKAGES = (
+    "python3", "ca-certificates", "libstdc++6", "libgcc-s1", "libgomp1", "bash", "coreutils", "mosquitto",
+    "mosquitto-clients",
+)  # fmt: skip
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+"""Of the wheels that glibc 2.36, the older one, can load, and that pip does not try by itself for a foreign target."""
+LINKED = ("bin", "etc", "lib", "opt", "sbin", "usr", "var")
+LIMIT_S = 1200.0
+REASON_CHARACTERS = 300
+
+
+class Userland(msgspec.Struct, frozen=True):
+    """folder/root is the system. folder/cpu/CORE is it, too, as seen on a board with that core: for QEMU's -L."""
+
+    suite: str
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def python(self) -> Path:
+        """Inside the root."""
+        return Path(f"usr/bin/python{SUITES[self.suite]}")
+
+    @property
+    def site(self) -> Path:
+        """What the project depends on, inside the root."""
+        return Path("opt/site")
+
+    @property
+    def project(self) -> Path:
+        """The project's own wheel, inside the root."""
+        return Path("opt/project")
+
+    def board(self, core: str) -> Path:
+        return self.folder / "cpu" / core
+
+
+def problem() -> str:
+    """Why no userland can be built or entered here, "" when one can."""
+    if os.geteuid() != 0:
+        return "unpacking an arm64 system needs root"
+    missing = [name for name in ("mmdebstrap", "qemu-aarch64") if shutil.which(name) is None]
+    return f"{' and '.join(missing)} missing: scripts/install-system-packages arm64 installs it" if missing else ""
+
+
+def userland(suite: str, *, folder: Path = FOLDER, progress: Progress) -> Userland:
+    """The userland of a suite, built if it was not before. Raises ExportError when it cannot be."""
+    if suite not in SUITES:
+        raise ExportError(f"suite {suite!r}, wanted {' or '.join(SUITES)}")
+    folder = folder.expanduser()
+    wanted = requirements()
+    how = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("userland.py", "cores.py"))
+    key = hashlib.sha256(how + "\n".join([suite, *wanted]).encode()).hexdigest()[:12]
+    found = Userland(suite, folder / f"{suite}-{key}")
+    if found.folder.is_dir():
+        return found
+    if reason := problem():
+        raise ExportError(f"no arm64 userland: {reason}")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Userland(suite, Path(tempfile.mkdtemp(dir=folder, prefix=f".{suite}-")))
+    try:
+        _build(partial, wanted, progress)
+        partial.folder.replace(found.folder)
+    except OSError:
+        if not found.folder.is_dir():  # else somebody else was quicker
+            raise
+    finally:
+        shutil.rmtree(partial.folder, ignore_errors=True)
+    return found
+
+
+def requirements() -> list[str]:
+    """What the project with its extra [cpu] needs, and that in turn, each at the version that is installed here."""
+    found: dict[str, str] = {}
+    names = ["edge-runtime[cpu]"]
+    while names:
+        name = names.pop()
+        for needed in importlib.metadata.requires(re.split(r"[\[ ]", name)[0]) or ():
+            bare, is_wanted = _needed(needed, extra="cpu" if "[cpu]" in name else "")
+            if is_wanted and bare not in found:
+                found[bare] = importlib.metadata.version(bare)
+                names.append(bare)
+    return sorted(f"{name}=={version}" for name, version in found.items())
+
+
+def _needed(requirement: str, *, extra: str) -> tuple[str, bool]:
+    """The name of a requirement as the metadata has it, and whether its marker holds."""
+    from packaging.requirements import Requirement  # onnxruntime needs it, and pip brings its own
+
+    parsed = Requirement(requirement)
+    return parsed.name, parsed.marker is None or parsed.marker.evaluate({"extra": extra})
+
+
+def _build(made: Userland, wanted: list[str], progress: Progress) -> None:
+    progress(f"{made.suite}: unpacking Debian")
+    included = f"--include={','.join(PACKAGES)}"
+    run("mmdebstrap", "--mode=root", "--variant=extract", "--architectures=arm64", included, made.suite, str(made.root))
+    shell = made.root / "bin/sh"  # which a script of the package would have linked
+    if not shell.exists():
+        shell.symlink_to("bash")
+    progress(f"{made.suite}: fetching {len(wanted)} aarch64 wheels")
+    install(made, made.site, wanted)
+    for name, core in CORES.items():
+        board = made.board(name)
+        cpu = board / "sys/devices/system/cpu"
+        cpu.mkdir(parents=True)
+        (cpu / "possible").write_text(f"0-{CPUS - 1}\n")
+        (cpu / "present").write_text(f"0-{CPUS - 1}\n")
+        (board / "proc").mkdir()
+        (board / "proc/cpuinfo").write_text(cpuinfo(core))
+        for linked in LINKED:
+            (board / linked).symlink_to(f"../../root/{linked}")
+    made.folder.chmod(0o755)
+
+
+def install(into: Userland, place: Path, wanted: list[str]) -> None:
+    """Put aarch64 wheels, and nothing that would have to be compiled, into a folder of the root.
+
+    Raises ExportError when there is none of a version.
+    """
+    platforms = [f"--platform={name}_aarch64" for name in PLATFORMS]
+    version = f"--python-version={SUITES[into.suite]}"
+    options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--no-deps", "--implementation=cp"]
+    target = ["--upgrade", "--target", str(into.root / place)]
+    run(sys.executable, "-m", "pip", "install", *options, version, *platforms, *target, *wanted)
+
+
+def run(*command: str) -> None:
+    """Raises ExportError with the last line of what a failing command said."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise ExportError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ExportError(f"{Path(command[0]).name} failed: {lines[-1][:REASON_CHARACTERS]}")

@@ -13,7 +13,7 @@ from export import probe, space, to_onnx
 from export.artifact import Artifact, outputs_of
 from export.cache import Cache
 from export.evaluate import Evaluation, evaluate
-from export.measure import Latency
+from export.measure import Cost
 from export.probe import Failure
 from export.recipe import Budget, Progress
 from export.slim import slim
@@ -29,13 +29,14 @@ LEAST_FAR = 0.05
 class Measured(msgspec.Struct, frozen=True):
     """A candidate and what was found out about it.
 
-    artifact: as it would ship, None when a step refused. latency: None when it was not timed. seconds: what making,
-    judging and timing it took, when it was done and not remembered. failure: why it cannot run, "" when it does.
+    artifact: as it would ship, None when a step refused. cost: of a window on the target, None when it was not found
+    out. seconds: what making, judging and timing it took, when it was done and not remembered. failure: why it cannot
+    run, "" when it does.
     """
 
     chain: Chain
     artifact: Artifact | None = None
-    latency: Latency | None = None
+    cost: Cost | None = None
     validation: Evaluation | None = None
     test: Evaluation | None = None
     failure: str = ""
@@ -58,7 +59,7 @@ class Measured(msgspec.Struct, frozen=True):
 class _Kept(msgspec.Struct, frozen=True):
     """What the cache remembers of a measured candidate."""
 
-    latency: Latency | None
+    cost: Cost | None
     validation: Evaluation | None
     failure: str
     seconds: float
@@ -116,7 +117,7 @@ class Trial:
         Where milliseconds decide, those of another day do not count; ratios are taken in one run and hold.
         """
         far = known.validation is not None and is_far(known.validation, self.task.budget)
-        return bool(known.failure) or far or (known.latency is not None and self.task.budget.p95_ms is None)
+        return bool(known.failure) or far or (known.cost is not None and self.task.budget.p95_ms is None)
 
     def _found(self, chain: Chain) -> Measured:
         if chain and self._deadline_s is not None and time.monotonic() > self._deadline_s:
@@ -131,7 +132,7 @@ class Trial:
         if not found.failure and found.validation and not is_far(found.validation, self.task.budget):
             found = self._timed(found)
         seconds = time.monotonic() - begun_s
-        kept = _Kept(found.latency, found.validation, judged.failure, seconds)  # a target that failed is asked again
+        kept = _Kept(found.cost, found.validation, judged.failure, seconds)  # a target that failed is asked again
         self._cache.remember(chain, self._figures, kept)
         return msgspec.structs.replace(found, seconds=seconds)
 
@@ -148,10 +149,10 @@ class Trial:
             return found
         self._progress(f"{found.name}: timing beside float32")
         original, window = shipped(self.task, self.task.original), self.task.validation.inputs[:1]
-        latency = self._target.latency(original, found.artifact, window, seed=self.task.seed)
-        if isinstance(latency, Failure):
-            return msgspec.structs.replace(found, failure=latency.reason)
-        return msgspec.structs.replace(found, latency=latency)
+        cost = self._target.cost(original, found.artifact, window, seed=self.task.seed)
+        if isinstance(cost, Failure):
+            return msgspec.structs.replace(found, failure=cost.reason)
+        return msgspec.structs.replace(found, cost=cost)
 
     def _remembered(self, chain: Chain) -> Measured | None:
         kept = self._cache.remembered(chain, self._figures, _Kept)
@@ -160,7 +161,7 @@ class Trial:
         artifact = None
         with contextlib.suppress(ExportError):
             artifact = shipped(self.task, self._cache.perform(chain))
-        return Measured(chain, artifact, kept.latency, kept.validation, None, kept.failure, kept.seconds)
+        return Measured(chain, artifact, kept.cost, kept.validation, None, kept.failure, kept.seconds)
 
     @property
     def _figures(self) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from export.candidate import Measured
+from export.measure import Latency
 from export.recipe import Budget
 
 NOISE = 0.10
@@ -52,9 +53,14 @@ def choose(measured: Sequence[Measured], budget: Budget) -> tuple[Verdict, ...]:
         elif m is chosen:
             verdicts.append(Verdict(m.name, "chosen"))
         else:
-            reason = "not smaller, equally fast" if m in equal else f"slower than {chosen.name}"
-            verdicts.append(Verdict(m.name, "fits", (reason,)))
+            verdicts.append(Verdict(m.name, "fits", (_beaten(m, chosen, is_equal=m in equal),)))
     return tuple(verdicts)
+
+
+def _beaten(m: Measured, chosen: Measured, *, is_equal: bool) -> str:
+    if m.cost is None:
+        return ""
+    return f"not smaller, {m.cost.same}" if is_equal else f"{m.cost.more} than {chosen.name}"
 
 
 def keeps_accuracy(m: Measured, budget: Budget) -> bool:
@@ -74,11 +80,10 @@ def excess(m: Measured, budget: Budget) -> dict[str, float]:
         drop = m.validation.drop
         text = f"drops {100 * drop.value:.2f} ± {100 * drop.error:.2f} points, budget {100 * budget.max_drop:g}"
         found[text] = (drop.value + drop.error - budget.max_drop) / max(budget.max_drop, 0.01)
-    if m.latency is None:
+    if m.cost is None:
         return found or {"was not timed": float("inf")}
-    p95_ms = m.latency.p95_us / 1e3
-    if budget.p95_ms is not None and p95_ms > budget.p95_ms:
-        found[f"p95 {p95_ms:.3g} ms, budget {budget.p95_ms:g} ms"] = p95_ms / budget.p95_ms - 1
+    if budget.p95_ms is not None and (late_ms := _late_ms(m, budget.p95_ms)):
+        found[f"p95 {late_ms:.3g} ms, budget {budget.p95_ms:g} ms"] = late_ms / budget.p95_ms - 1
     if budget.size_kb is not None and m.size_kb > budget.size_kb:
         found[f"{m.size_kb:.1f} KB, budget {budget.size_kb:g} KB"] = m.size_kb / budget.size_kb - 1
     return found
@@ -89,35 +94,35 @@ def useless(m: Measured, float32: Measured, budget: Budget) -> list[str]:
 
     float32 keeps the budget. Slower (three rounds of four) is allowed only to who asks for size and not for speed.
     """
-    if m is float32 or m.latency is None:
+    if m is float32 or m.cost is None:
         return []
     asks_speed = budget.p95_ms is not None or budget.size_kb is None
     asks_size = budget.size_kb is not None or budget.p95_ms is None
-    if asks_speed and m.latency.speedup_q3 < 1:
-        return [f"slower than float32 ({_below_one(m.latency.speedup)}x)"]
-    is_faster, is_smaller = m.latency.speedup_q1 > 1, m.size_kb < SMALLER * float32.size_kb
+    if asks_speed and m.cost.speedup_q3 < 1:
+        return [f"{m.cost.more} than float32 ({_below_one(m.cost.speedup)}x)"]
+    is_faster, is_smaller = m.cost.speedup_q1 > 1, m.size_kb < SMALLER * float32.size_kb
     if (asks_speed and is_faster) or (asks_size and is_smaller):
         return []
-    asked = " nor ".join(word for word, wanted in (("faster", asks_speed), ("smaller", asks_size)) if wanted)
+    asked = " nor ".join(word for word, wanted in ((m.cost.less, asks_speed), ("smaller", asks_size)) if wanted)
     return [f"not {asked} than float32"]
 
 
 def nearest(measured: Sequence[Measured], budget: Budget, *, count: int = 3) -> list[Measured]:
     """The candidates that miss the budget by least, judged by their worst excess."""
-    running = [m for m in measured if not m.failure and m.latency is not None]
+    running = [m for m in measured if not m.failure and m.cost is not None]
     return sorted(running, key=lambda m: max(excess(m, budget).values(), default=0.0))[:count]
 
 
 def relaxed(m: Measured, budget: Budget) -> str:
     """The budget that a candidate keeps: what to relax, as options of the command line."""
-    if m.validation is None or m.latency is None:
+    if m.validation is None or m.cost is None:
         return ""
-    drop, p95_ms = m.validation.drop, m.latency.p95_us / 1e3
+    drop = m.validation.drop
     asked = []
     if not keeps_accuracy(m, budget):
         asked.append(f"--max-drop {_up(100 * (drop.value + drop.error), 2)}%")
-    if budget.p95_ms is not None and p95_ms > budget.p95_ms:
-        asked.append(f"--p95 {_up(p95_ms, 3)}ms")
+    if budget.p95_ms is not None and (late_ms := _late_ms(m, budget.p95_ms)):
+        asked.append(f"--p95 {_up(late_ms, 3)}ms")
     if budget.size_kb is not None and m.size_kb > budget.size_kb:
         asked.append(f"--size {_up(m.size_kb, 1)}kB")
     return " ".join(asked)
@@ -127,8 +132,16 @@ def _up(value: float, digits: int) -> str:
     return f"{math.ceil(value * 10**digits) / 10**digits:g}"
 
 
+def _late_ms(m: Measured, limit_ms: float) -> float:
+    """The p95 where it is above the limit, else 0. Raises TypeError where no time was taken: search refuses that."""
+    if not isinstance(m.cost, Latency):
+        raise TypeError(f"{m.name} was not timed")
+    p95_ms = m.cost.p95_us / 1e3
+    return p95_ms if p95_ms > limit_ms else 0.0
+
+
 def _speedup(m: Measured) -> float:
-    return m.latency.speedup if m.latency else 0.0
+    return m.cost.speedup if m.cost else 0.0
 
 
 def _below_one(speedup: float) -> str:

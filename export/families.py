@@ -20,6 +20,9 @@ from edge_runtime.model.manifest import DEFAULT, Parity, Tolerance
 from edge_runtime.model.session import EXACT_INT8
 from edge_runtime.records import Floats
 from export import trial
+from export.arm64 import counter
+from export.arm64.cores import core
+from export.arm64.userland import SUITE, place_of
 from export.probe import Failure
 
 HERE = "measured here"
@@ -40,6 +43,10 @@ class Emulator(msgspec.Struct, frozen=True):
     machine: str
     how: str
 
+    @property
+    def name(self) -> str:
+        return self.programs[0]
+
     def python(self) -> tuple[str, ...]:
         """The command that is Python under it. Raises ExportError when it is not here."""
         if platform.machine() != self.machine:
@@ -50,10 +57,32 @@ class Emulator(msgspec.Struct, frozen=True):
         return (found, *self.arguments, sys.executable)
 
 
-EMULATORS: dict[str, Emulator] = {
+class Board(msgspec.Struct, frozen=True):
+    """An emulated board, which runs a Python of its own in a userland that `make arm64` has built."""
+
+    core: str
+
+    @property
+    def name(self) -> str:
+        return f"emulated {self.core}"
+
+    @property
+    def how(self) -> str:
+        return f"measured under emulation (qemu {core(self.core).name})"
+
+    def python(self) -> tuple[str, ...]:
+        """As Emulator's."""
+        where = place_of(SUITE)
+        if not where.is_built:
+            raise ExportError("no arm64 userland: make arm64 builds it")
+        return counter.python(where, self.core)
+
+
+EMULATORS: dict[str, Emulator | Board] = {
     "avx2": Emulator(
         ("qemu-x86_64-static", "qemu-x86_64"), ("-cpu", "Haswell"), "x86_64", "measured under emulation (qemu Haswell)"
-    )
+    ),
+    "neon": Board("a72"),
 }
 
 
@@ -100,7 +129,7 @@ def _emulated(family: str, model: bytes, golden: Golden, request: trial.Request)
     # /proc/cpuinfo still describes this machine: what sessions do on the other one has to be said
     asked = msgspec.structs.replace(request, golden=(), session={**request.session, **EXACT_INT8})
     try:
-        ran = trial.run(model, golden.inputs, asked, name=emulator.programs[0], python=emulator.python())
+        ran = trial.run(model, golden.inputs, asked, name=emulator.name, python=emulator.python())
     except ExportError as error:
         return Failure(str(error))
     return Expected(ran.outputs, emulator.how)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from export.probe import Failure, child
 BASELINE, CANDIDATE, WINDOW = "baseline.onnx", "candidate.onnx", "window.npy"
 
 
-class Latency(msgspec.Struct, frozen=True):
+class Latency(msgspec.Struct, frozen=True, tag=True):
     """One window at a time, one thread, on this machine.
 
     p50_us, p95_us: of the candidate, microseconds. q1_us, q3_us: its quartiles. speedup: median of the per-round
@@ -38,6 +39,43 @@ class Latency(msgspec.Struct, frozen=True):
     speedup_q1: float
     speedup_q3: float
     rounds: int
+
+    more: ClassVar[str] = "slower"
+    less: ClassVar[str] = "faster"
+    same: ClassVar[str] = "equally fast"
+
+
+class Instructions(msgspec.Struct, frozen=True, tag=True):
+    """One window at a time, one thread, on an emulated processor: exact, and no time.
+
+    float32, least, median, most: of the runs of float32 (its median) and of the candidate.
+    """
+
+    float32: int
+    least: int
+    median: int
+    most: int
+
+    more: ClassVar[str] = "more instructions"
+    less: ClassVar[str] = "fewer instructions"
+    same: ClassVar[str] = "hardly fewer instructions"
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer than float32 takes."""
+        return self.float32 / self.median
+
+    @property
+    def speedup_q1(self) -> float:
+        return self.speedup
+
+    @property
+    def speedup_q3(self) -> float:
+        return self.speedup
+
+
+Cost = Latency | Instructions
+"""What a target finds out about a candidate."""
 
 
 def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:

@@ -13,6 +13,7 @@ import msgspec
 from edge_runtime.errors import ExportError
 from export import html_page
 from export.html_page import Column, listing, paragraph, section, table
+from export.measure import Instructions, Latency
 
 if TYPE_CHECKING:
     from export.candidate import Measured
@@ -117,7 +118,7 @@ def chart(outcome: Outcome) -> Chart:
     is_time = budget.p95_ms is not None
     points, left_out = [], []
     for number, (m, verdict) in enumerate(zip(outcome.measured, outcome.verdicts, strict=True), start=1):
-        if m.latency is None or m.validation is None:
+        if m.cost is None or m.validation is None:
             left_out.append(f"{number} {m.name}: {'; '.join(verdict.reasons) or m.failure or 'not timed'}")
             continue
         status: Status = "float32" if not m.chain and verdict.status != "chosen" else verdict.status
@@ -125,7 +126,7 @@ def chart(outcome: Outcome) -> Chart:
     on_front = front(points, is_time=is_time)
     return Chart(
         title=f"{outcome.task.name}: {len(outcome.measured)} candidates on {outcome.target}",
-        axis="p95 of one window, ms" if is_time else "times as fast as float32",
+        axis=_axis(outcome, is_time=is_time),
         is_time=is_time,
         points=tuple(msgspec.structs.replace(p, is_front=p.number in on_front) for p in points),
         x_limit=budget.p95_ms,
@@ -134,11 +135,21 @@ def chart(outcome: Outcome) -> Chart:
     )
 
 
+def _axis(outcome: Outcome, *, is_time: bool) -> str:
+    if is_time:
+        return "p95 of one window, ms"
+    counted = isinstance(outcome.measured[0].cost, Instructions)
+    return "times fewer instructions than float32" if counted else "times as fast as float32"
+
+
 def _point(number: int, m: Measured, status: Status, reasons: tuple[str, ...], *, is_time: bool) -> Point:
-    if m.latency is None or m.validation is None:
+    if m.cost is None or m.validation is None:
         raise ValueError(f"{m.name} was not measured")
-    timed, drop = m.latency, m.validation.drop
-    x = (timed.p95_us / 1e3,) * 3 if is_time else (timed.speedup, timed.speedup_q1, timed.speedup_q3)
+    cost, drop = m.cost, m.validation.drop
+    if is_time and isinstance(cost, Latency):
+        x = (cost.p95_us / 1e3,) * 3
+    else:
+        x = (cost.speedup, cost.speedup_q1, cost.speedup_q3)
     low, high = (value if math.isfinite(value) else drop.value for value in (drop.low, drop.high))
     return Point(number, m.name, *x, 100 * drop.value, 100 * low, 100 * high, m.size_kb, status, reasons)
 

@@ -60,7 +60,7 @@ class _Info(msgspec.Struct, frozen=True):
 class Remote:
     """A device under a daemon that allows remote benches. device: what it said of itself when it last measured."""
 
-    gpu = False
+    gpu, is_time = False, True
 
     def __init__(self, settings: MqttSettings, node: str, *, busy_s: float = BUSY_S) -> None:
         """busy_s: how long to try while it measures for others. Raises ValueError for a name that no node has."""
@@ -104,7 +104,7 @@ class Remote:
                 self._place = f"{self.name}: {talk.offer().cpu}, {info.machine}, onnxruntime {info.onnxruntime}"
         return self._place
 
-    def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+    def cost(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
         """Time a candidate beside the baseline on the device, as `measure.latency` does here.
 
         window: (1, ...) float32 in the model's layout. A Failure is the candidate's. Raises TransportError when the

@@ -10,6 +10,7 @@ import msgspec
 from export.candidate import Measured
 from export.choose import Verdict, nearest, relaxed
 from export.evaluate import Evaluation
+from export.measure import Cost, Instructions, Latency
 from export.search import Outcome
 from export.task import Task
 
@@ -18,10 +19,11 @@ POINTS = 100
 
 def rows(outcome: Outcome) -> list[list[str]]:
     body = [row(m, v) for m, v in zip(outcome.measured, outcome.verdicts, strict=True)]
-    return [header(outcome.task), *body]
+    return [header(outcome), *body]
 
 
-def header(task: Task) -> list[str]:
+def header(outcome: Outcome) -> list[str]:
+    task, is_time = outcome.task, not isinstance(outcome.measured[0].cost, Instructions)
     return [
         "variant",
         f"validation {_metric(task)} [95 %] (n={len(task.validation.targets)})",
@@ -30,8 +32,8 @@ def header(task: Task) -> list[str]:
         "KB",
         "agree",
         "SNR dB",
-        "p50 us (IQR)",
-        "x float32 (IQR)",
+        "p50 us (IQR)" if is_time else "instructions (least-most)",
+        "x float32 (IQR)" if is_time else "times fewer than float32",
         "s",
         "verdict",
     ]
@@ -45,13 +47,19 @@ def row(m: Measured, verdict: Verdict) -> list[str]:
         snr = f"{v.snr_db:.1f}" if math.isfinite(v.snr_db) else "inf"
         drop = f"{POINTS * v.drop.value:+.2f} ± {POINTS * v.drop.error:.2f}"
         judged = [_interval(v), drop, f"{v.drop.p_value:.2g}", f"{v.agreement:.4f}", snr]
-    timed = ["-", "-"]
-    if (t := m.latency) is not None:
-        timed = [
-            f"{t.p50_us:.0f} ({t.q1_us:.0f}-{t.q3_us:.0f})",
-            f"{t.speedup:.2f} ({t.speedup_q1:.2f}-{t.speedup_q3:.2f})",
-        ]
-    return [m.name, *judged[:3], size, *judged[3:], *timed, f"{m.seconds:.1f}", told(verdict)]
+    return [m.name, *judged[:3], size, *judged[3:], *_cost(m.cost), f"{m.seconds:.1f}", told(verdict)]
+
+
+def _cost(found: Cost | None) -> list[str]:
+    """What a window costs, and how much less than with float32."""
+    if found is None:
+        return ["-", "-"]
+    if isinstance(found, Instructions):
+        return [f"{found.median:,} ({found.least:,}-{found.most:,})", f"{found.speedup:.2f}"]
+    return [
+        f"{found.p50_us:.0f} ({found.q1_us:.0f}-{found.q3_us:.0f})",
+        f"{found.speedup:.2f} ({found.speedup_q1:.2f}-{found.speedup_q3:.2f})",
+    ]
 
 
 def _interval(found: Evaluation) -> str:
@@ -117,7 +125,8 @@ def as_json(outcome: Outcome) -> bytes:
             "drop": m.drop if m.validation else None,
             "validation": m.validation,
             "test": m.test,
-            "latency": m.latency,
+            "latency": m.cost if isinstance(m.cost, Latency) else None,
+            "instructions": m.cost if isinstance(m.cost, Instructions) else None,
             "seconds": m.seconds,
             "steps": m.artifact.steps if m.artifact else (),
         }
@@ -142,9 +151,9 @@ def missed(outcome: Outcome) -> str:
     """Lines for a budget that nothing keeps: the candidates that miss it by least, and what to relax for each."""
     near = nearest(outcome.measured, outcome.task.budget)
     told_of = [
-        f"  {m.name}: {m.size_kb:.1f} KB, {m.latency.speedup:.2f}x, {POINTS * m.drop:+.2f} points; "
+        f"  {m.name}: {m.size_kb:.1f} KB, {m.cost.speedup:.2f}x, {POINTS * m.drop:+.2f} points; "
         f"relax to {relaxed(m, outcome.task.budget)}"
         for m in near
-        if m.latency
+        if m.cost
     ]
     return "\n".join(["no candidate keeps the budget; nearest:", *told_of])

@@ -77,7 +77,11 @@ def search(
     time_limit_s: float | None = None,
     progress: Progress,
 ) -> Outcome:
-    """Find the best candidate. Raises ExportError when not even float32 runs."""
+    """Find the best candidate. Raises ExportError when float32 does not run, or the target cannot tell it by time."""
+    if task.budget.p95_ms is not None and not target.is_time:
+        raise ExportError(
+            f"target {target.name} counts instructions, and tells nothing of the {task.budget.p95_ms:g} ms"
+        )
     begun_s = time.monotonic()
     deadline_s = None if time_limit_s is None else begun_s + time_limit_s
     trial = Trial(task, target, cache, deadline_s=deadline_s, progress=progress)
@@ -141,20 +145,20 @@ def repair(trial: Trial, effort: Effort) -> None:
     """
     budget = trial.task.budget
     fits = [m for m in trial.measured if not choose.excess(m, budget)]
-    fastest = max((m.latency.speedup for m in fits if m.latency), default=0.0)
+    fastest = max((m.cost.speedup for m in fits if m.cost), default=0.0)
     spoiled = [
         m
         for m in trial.measured
         if m.chain
         and m.chain[-1].kind == "int8"
-        and m.latency
-        and m.latency.speedup > fastest
+        and m.cost
+        and m.cost.speedup > fastest
         and not choose.keeps_accuracy(m, budget)
         and choose.keeps_accuracy(trial.measure(m.chain[:-1]), budget)
     ]
     if not spoiled:
         return
-    worst = max(spoiled, key=lambda m: m.latency.speedup if m.latency else 0.0)
+    worst = max(spoiled, key=lambda m: m.cost.speedup if m.cost else 0.0)
     *before, move = worst.chain
     sensitive = trial.sensitive(worst.chain)
     for count in KEPT_FLOAT:
@@ -169,7 +173,7 @@ def repair(trial: Trial, effort: Effort) -> None:
 
 def promise(trial: Trial, m: Measured) -> tuple[bool, float, float]:
     """What to go on with: accurate, then fast in steps that are no noise, then close to the original."""
-    if m.validation is None or m.latency is None:
+    if m.validation is None or m.cost is None:
         return False, 0.0, 0.0
-    speed = round(math.log(m.latency.speedup) / math.log(1 + choose.NOISE))
+    speed = round(math.log(m.cost.speedup) / math.log(1 + choose.NOISE))
     return choose.keeps_accuracy(m, trial.task.budget), speed, m.validation.snr_db

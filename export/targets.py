@@ -9,12 +9,12 @@ from edge_runtime.records import Floats
 from export import measure
 from export.artifact import Artifact
 from export.machine import machine
-from export.measure import Latency
+from export.measure import Cost, Latency
 from export.probe import Failure
 
 
 class Target(Protocol):
-    """Times a candidate beside float32. gpu: whether it would run on a GPU."""
+    """Measures a candidate beside float32. gpu: whether it would run on a GPU. is_time: whether it tells time."""
 
     @property
     def name(self) -> str: ...
@@ -24,7 +24,9 @@ class Target(Protocol):
 
     @property
     def gpu(self) -> bool: ...
-    def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+    @property
+    def is_time(self) -> bool: ...
+    def cost(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Cost | Failure:
         """window: (1, ...) float32 in the model's layout."""
 
 
@@ -32,18 +34,18 @@ class Local:
     """This machine's CPU."""
 
     name = "local"
-    gpu = False
+    gpu, is_time = False, True
 
     @property
     def place(self) -> str:
         return f"{self.name}: {machine()}"
 
-    def latency(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+    def cost(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
         return measure.latency(baseline, candidate, window, seed=seed)
 
 
 def parse(text: str) -> Target:
-    """`local`, or `mqtt[s]://[user@]host[:port]/node`. Raises ExportError for anything else."""
+    """`local`, `mqtt[s]://[user@]host[:port]/node`, or `emulated:CORE`. Raises ExportError for anything else."""
     if text == "local":
         return Local()
     if text.startswith(("mqtt://", "mqtts://")):
@@ -51,8 +53,10 @@ def parse(text: str) -> Target:
 
         return Remote.of(text)
     if text.startswith("emulated:"):
-        raise ExportError(f"target {text}: nothing is emulated here, so nothing is claimed for it; wanted {WANTED}")
+        from export.emulated import Emulated
+
+        return Emulated(text.removeprefix("emulated:"))
     raise ExportError(f"target {text!r}, wanted {WANTED}")
 
 
-WANTED = "local or mqtt://user@host/node"
+WANTED = "local, mqtt://user@host/node or emulated:a72 (a53, a76)"

@@ -55,11 +55,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what is timed, without the time it takes."""
     seen: list[str] = []
 
-    def latency(_self: Local, _baseline: object, found: candidate.Artifact, _window: object, *, seed: int) -> Latency:
+    def cost(_self: Local, _baseline: object, found: candidate.Artifact, _window: object, *, seed: int) -> Latency:
         seen.append(found.name)
         return Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9)
 
-    monkeypatch.setattr(Local, "latency", latency)
+    monkeypatch.setattr(Local, "cost", cost)
     return seen
 
 
@@ -69,7 +69,7 @@ def test_a_candidate_is_made_and_timed_once(task: Task, tmp_path: Path, timed: l
 
     assert timed == ["int8-u8s8"]
     assert again.artifact == first.artifact
-    assert (again.latency, again.validation) == (first.latency, first.validation)
+    assert (again.cost, again.validation) == (first.cost, first.validation)
 
 
 def test_every_part_of_a_task_makes_another_key(task: Task) -> None:
@@ -102,11 +102,11 @@ def test_what_was_too_far_to_be_timed_is_timed_for_a_wider_budget(
     monkeypatch.setattr(candidate, "evaluate", lambda *_: judged)
     narrow = msgspec.structs.replace(task, budget=Budgets(max_drop=0.001))
 
-    assert trial(narrow, tmp_path).measure(INT8).latency is None
-    assert trial(narrow, tmp_path).measure(INT8).latency is None
+    assert trial(narrow, tmp_path).measure(INT8).cost is None
+    assert trial(narrow, tmp_path).measure(INT8).cost is None
     assert timed == []
-    assert trial(task, tmp_path).measure(INT8).latency is not None
-    assert trial(narrow, tmp_path).measure(INT8).latency is not None
+    assert trial(task, tmp_path).measure(INT8).cost is not None
+    assert trial(narrow, tmp_path).measure(INT8).cost is not None
     assert timed == ["int8-u8s8"]
 
 
@@ -188,7 +188,7 @@ def test_an_evaluation_without_any_noise_is_remembered(task: Task, tmp_path: Pat
 
 def test_a_target_that_failed_is_asked_again(task: Task, tmp_path: Path, timed: list[str], monkeypatch) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(Local, "latency", lambda *_, **__: Failure("the board was busy"))
+        broken.setattr(Local, "cost", lambda *_, **__: Failure("the board was busy"))
         assert trial(task, tmp_path).measure(INT8).failure == "the board was busy"
 
     assert trial(task, tmp_path).measure(INT8).failure == ""

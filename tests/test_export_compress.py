@@ -150,7 +150,7 @@ WINDOWS = waves(3, 40)
             "calibrate holds .* wanted .*64, 6",
         ),
         ({"target": "the moon"}, "target 'the moon', wanted local or mqtt://user@host/node"),
-        ({"target": "emulated:a72"}, "nothing is emulated here, so nothing is claimed"),
+        ({"target": "emulated:a9"}, "processor .a9., wanted a53, a72, a76"),
         ({"effort": "some"}, "effort 'some', wanted one of post-training, quick, default, thorough"),
         ({"cache": "/proc/nope"}, "/proc/nope/.*: cannot be written"),
     ],

@@ -27,6 +27,7 @@ MEANS = means_model(length=4, channels=2)
 WINDOWS = np.random.default_rng(0).random((5, 4, 2), dtype=np.float32)
 GOLDEN = Golden(WINDOWS, WINDOWS.mean(axis=1))
 HERE_IS = numeric_family()
+NO_USERLAND = "no arm64 userland: make arm64 builds it"
 OTHER = next(family for family in FAMILIES if family != HERE_IS)
 
 
@@ -169,4 +170,18 @@ def test_what_packing_measures_on_an_emulated_haswell_is_what_exact_int8_gives()
 
     assert made.parity["avx2"].how == "measured under emulation (qemu Haswell)"
     assert (made.parity["avx2"].from_default, made.golden.family_outputs) == (0.0, {})
-    assert made.gaps == {"neon": "nothing here emulates it"}
+    assert made.gaps.get("neon", NO_USERLAND) == NO_USERLAND
+
+
+def test_what_packing_measures_on_an_emulated_board_is_what_integers_give() -> None:
+    try:
+        families.EMULATORS["neon"].python()
+    except ExportError as error:
+        pytest.skip(f"{error}")
+    inputs = saturating.windows()
+    golden, request = Golden(inputs, saturating.by_hand(inputs)), Request("x", "y")
+
+    made = certify(saturating.int8(), golden, 1.0, request)
+
+    assert made.parity["neon"].how == "measured under emulation (qemu cortex-a72)"
+    assert (made.parity["neon"].from_default, made.golden.family_outputs) == (0.0, {})

@@ -238,6 +238,6 @@ def test_another_suffix_is_an_error_that_names_both(tmp_path: Path, name: str) -
 def test_a_folder_that_is_missing_and_an_empty_search_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be written: No such file or directory"):
         pareto.plot(outcome(*ALL), tmp_path / "missing" / "pareto.html")
-    untimed = msgspec.structs.replace(FLOAT32, latency=None)
+    untimed = msgspec.structs.replace(FLOAT32, cost=None)
     with pytest.raises(ExportError, match="no candidate was judged and timed"):
         pareto.plot(outcome(untimed), tmp_path / "pareto.html")

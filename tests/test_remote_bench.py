@@ -541,7 +541,7 @@ def test_a_node_is_asked_with_both_models_the_window_and_the_seed(
     answered: Callable[[Answer], list[Request]],
 ) -> None:
     asked = answered(Answer(1, "measured", rounds=Rounds([2000], [1000])))
-    found = Remote.of("mqtt://h/n").latency(graph(b"baseline"), graph(b"candidate"), ONES, seed=(1 << 32) + 3)
+    found = Remote.of("mqtt://h/n").cost(graph(b"baseline"), graph(b"candidate"), ONES, seed=(1 << 32) + 3)
 
     assert isinstance(found, Latency)
     assert (found.p50_us, found.speedup) == (1.0, 2.0)
@@ -554,7 +554,7 @@ def test_what_is_not_the_candidates_fault_is_none_of_its_failures(
 ) -> None:
     answered(Answer(1, outcome, "others left it no time"))
     with pytest.raises(ExportError, match=f"mqtt://h/n: {outcome}: others left it no time"):
-        Remote.of("mqtt://h/n").latency(graph(b""), graph(b""), ONES, seed=1)
+        Remote.of("mqtt://h/n").cost(graph(b""), graph(b""), ONES, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from export.artifact import Artifact, outputs_of
 from export.cache import Cache
 from export.candidate import Measured, shipped
 from export.choose import Verdict
+from export.measure import Latency
 from export.probe import Failure
 from export.recipe import Progress
 from export.search import Outcome
@@ -305,8 +306,8 @@ def _candidate(m: Measured, verdict: Verdict) -> Candidate:
         drop=drop.value if drop else None,
         drop_low=drop.low if drop else None,
         drop_high=drop.high if drop else None,
-        p50_us=m.latency.p50_us if m.latency else None,
-        speedup=m.latency.speedup if m.latency else None,
+        p50_us=m.cost.p50_us if isinstance(m.cost, Latency) else None,
+        speedup=m.cost.speedup if m.cost else None,
     )
 
 

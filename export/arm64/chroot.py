@@ -1,6 +1,7 @@
 """A command inside an arm64 userland, with what it starts itself: each program is emulated as one of a board's.
 
-Linux finds the emulator by itself (binfmt_misc). The mounts are of a namespace of their own: they end with the command.
+Linux finds the emulator by itself (binfmt_misc). Mounts and processes are of namespaces of their own: they end with the
+command, and what it has left running with it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ mount -t tmpfs tmpfs "$root/tmp"
 while [ "$1" != -- ]; do
     mkdir -p "$root$2"
     mount --bind "$1" "$root$2"
-    shift 2
+    [ "$3" = rw ] || mount -o remount,bind,ro "$root$2"
+    shift 3
 done
 shift
-exec chroot "$root" sh -c 'cd "$0" && exec "$@"' "$place" "$@"
+exec chroot "$root" sh -c 'cd "$0" && "$@"; exit $?' "$place" "$@"
 """
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -79,15 +81,22 @@ def command(
     arguments: Sequence[str],
     *,
     binds: Mapping[Path, str] = {},
+    writable: Mapping[Path, str] = {},
     place: str = "/tmp",  # noqa: S108  of the guest, a tmpfs of its own
     environment: Mapping[str, str] = {},
 ) -> tuple[list[str], dict[str, str]]:
-    """What to start, and its whole environment. binds: folders and files of this machine to where they are inside.
+    """What to start, and its whole environment. binds, writable: folders of this machine to where they are inside.
 
-    place: the folder inside that it is run in.
+    binds can only be read. place: the folder inside that it is run in.
     """
-    mounts = [part for here, inside in binds.items() for part in (str(here), inside)]
-    enter = ["unshare", "--mount", "sh", "-c", ENTER, "enter", str(where.root), str(where.board(core_name)), place]
+    mounts = [
+        part
+        for how, folders in (("ro", binds), ("rw", writable))
+        for here, inside in folders.items()
+        for part in (str(here), inside, how)
+    ]
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    enter = [*namespaces, "sh", "-c", ENTER, "enter", str(where.root), str(where.board(core_name)), place]
     told = {
         **ENVIRONMENT,
         "QEMU_CPU": core(core_name).name,

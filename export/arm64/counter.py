@@ -52,26 +52,44 @@ def plugin(folder: Path = FOLDER) -> Path:
     return made
 
 
-def count(where: Userland, core_name: str, program: Sequence[str], *, folder: Path) -> list[int] | Failure:
-    """The marks of a Python program: instructions executed until each, in order. Python's arguments, run in a folder.
-
-    Raises ExportError when nothing can be counted here.
-    """
-    emulator = shutil.which(EMULATOR)
-    if emulator is None:
+def emulator() -> str:
+    """The path of QEMU. Raises ExportError when it is not here."""
+    found = shutil.which(EMULATOR)
+    if found is None:
         raise ExportError(f"{EMULATOR} missing: scripts/install-system-packages arm64 installs it")
-    marks = folder / "marks.txt"
-    marks.unlink(missing_ok=True)
-    arguments = ["-cpu", core(core_name).name, "-L", str(where.board(core_name))]
-    counting = ["-plugin", f"{plugin()},out={marks}"]
-    python = str(where.root / where.python)
+    return found
+
+
+def version() -> str:
+    """Of QEMU, as "qemu-aarch64 version 7.2.22"; counts of another one may differ."""
+    told = output_of([emulator(), "--version"], Path.cwd(), limit_s=LIMIT_S)
+    if isinstance(told, Failure):
+        raise ExportError(f"{EMULATOR} {told.reason}")
+    return told.decode().split(" (")[0]
+
+
+def python(where: Userland, core_name: str, *options: str) -> tuple[str, ...]:
+    """The command that is a board's Python, with our packages to import and nothing of the environment.
+
+    options: of QEMU. Raises ExportError when it is not here.
+    """
     environment = {
         **ENVIRONMENT,
         "PYTHONHOME": str(where.root / "usr"),
         "PYTHONPATH": os.pathsep.join((str(where.root / where.site), str(OURS))),
     }
-    command = [emulator, *arguments, *counting, python, *program]
-    ran = output_of(command, folder, environment=environment, limit_s=LIMIT_S)
-    if isinstance(ran, Failure):
-        return ran
-    return [int(line) for line in marks.read_text().split()]
+    clean = ("env", "-i", *(f"{name}={value}" for name, value in environment.items()))
+    board = ("-cpu", core(core_name).name, "-L", str(where.board(core_name)))
+    return (*clean, emulator(), *board, *options, str(where.root / where.python))
+
+
+def count(where: Userland, core_name: str, program: Sequence[str], *, folder: Path) -> list[int] | Failure:
+    """The marks of a Python program: instructions executed until each, in order. Python's arguments, run in a folder.
+
+    Raises ExportError when nothing can be counted here.
+    """
+    marks = folder / "marks.txt"
+    marks.unlink(missing_ok=True)
+    command = python(where, core_name, "-plugin", f"{plugin()},out={marks}")
+    ran = output_of([*command, *program], folder, limit_s=LIMIT_S)
+    return ran if isinstance(ran, Failure) else [int(line) for line in marks.read_text().split()]

@@ -25,12 +25,20 @@ from export.recipe import Progress
 FOLDER = Path("~/.cache/edge-export/arm64")
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian's releases, which Raspberry Pi OS follows, and their Python."""
+SUITE = "bookworm"
+"""In which models are run and counted."""
 PACKAGES = (
     "python3", "ca-certificates", "libstdc++6", "libgcc-s1", "libgomp1", "bash", "coreutils", "mosquitto",
     "mosquitto-clients",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 """Of the wheels that glibc 2.36, the older one, can load, and that pip does not try by itself for a foreign target."""
+SCRIPTED = {
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+    "etc/group": "root:x:0:\nnogroup:x:65534:\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+}
+"""What scripts of Debian's packages would have written: mosquitto wants the user, everybody localhost."""
 LINKED = ("bin", "etc", "lib", "opt", "sbin", "usr", "var")
 LIMIT_S = 1200.0
 REASON_CHARACTERS = 300
@@ -41,6 +49,10 @@ class Userland(msgspec.Struct, frozen=True):
 
     suite: str
     folder: Path
+
+    @property
+    def is_built(self) -> bool:
+        return self.folder.is_dir()
 
     @property
     def root(self) -> Path:
@@ -75,28 +87,34 @@ def problem() -> str:
 
 def userland(suite: str, *, folder: Path = FOLDER, progress: Progress) -> Userland:
     """The userland of a suite, built if it was not before. Raises ExportError when it cannot be."""
-    if suite not in SUITES:
-        raise ExportError(f"suite {suite!r}, wanted {' or '.join(SUITES)}")
-    folder = folder.expanduser()
-    wanted = requirements()
-    how = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("userland.py", "cores.py"))
-    key = hashlib.sha256(how + "\n".join([suite, *wanted]).encode()).hexdigest()[:12]
-    found = Userland(suite, folder / f"{suite}-{key}")
-    if found.folder.is_dir():
+    found = place_of(suite, folder=folder)
+    if found.is_built:
         return found
     if reason := problem():
         raise ExportError(f"no arm64 userland: {reason}")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Userland(suite, Path(tempfile.mkdtemp(dir=folder, prefix=f".{suite}-")))
+    within = found.folder.parent
+    within.mkdir(parents=True, exist_ok=True)
+    outdated = list(within.glob(f"{suite}-*"))
+    partial = Userland(suite, Path(tempfile.mkdtemp(dir=within, prefix=f".{suite}-")))
     try:
-        _build(partial, wanted, progress)
+        _build(partial, requirements(), progress)
         partial.folder.replace(found.folder)
     except OSError:
-        if not found.folder.is_dir():  # else somebody else was quicker
+        if not found.is_built:  # else somebody else was quicker
             raise
     finally:
-        shutil.rmtree(partial.folder, ignore_errors=True)
+        for old in (partial.folder, *outdated):
+            shutil.rmtree(old, ignore_errors=True)
     return found
+
+
+def place_of(suite: str, *, folder: Path = FOLDER) -> Userland:
+    """Where the userland of a suite is, or would be built. Raises ExportError for an unknown suite."""
+    if suite not in SUITES:
+        raise ExportError(f"suite {suite!r}, wanted {' or '.join(SUITES)}")
+    how = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("userland.py", "cores.py"))
+    key = hashlib.sha256(how + "\n".join([suite, *requirements()]).encode()).hexdigest()[:12]
+    return Userland(suite, folder.expanduser() / f"{suite}-{key}")
 
 
 def requirements() -> list[str]:
@@ -128,6 +146,8 @@ def _build(made: Userland, wanted: list[str], progress: Progress) -> None:
     shell = made.root / "bin/sh"  # which a script of the package would have linked
     if not shell.exists():
         shell.symlink_to("bash")
+    for name, text in SCRIPTED.items():
+        (made.root / name).write_text(text)
     progress(f"{made.suite}: fetching {len(wanted)} aarch64 wheels")
     install(made, made.site, wanted)
     for name, core in CORES.items():

@@ -125,7 +125,7 @@ def test_a_candidate_is_measured_while_the_pipeline_runs_and_loses_nothing(
     daemon = run_node("timeout_s = 250", yielding=True)
     sensor = broker.probe("edge/v1/n1/p/p/out/#", **WORKSTATION)
     found: list[Latency | Failure] = []
-    asking = threading.Thread(target=lambda: found.append(remote.latency(graph(), graph(), ONES, seed=3)))
+    asking = threading.Thread(target=lambda: found.append(remote.cost(graph(), graph(), ONES, seed=3)))
     asking.start()
     sent = 0
     while asking.is_alive() or sent < 50:
@@ -154,9 +154,9 @@ def test_what_a_hostile_candidate_does_is_an_answer_and_the_next_one_is_measured
 ) -> None:
     daemon = run_node("memory_mb = 600\ncpu_s = 2")
 
-    bomb = remote.latency(graph(), graph(hostile.memory_bomb(at_load=False)), ONES, seed=1)
-    outside = remote.latency(graph(), graph(hostile.with_external_data("/etc/passwd")), ONES, seed=1)
-    entry = remote.latency(graph(), graph(**{"session.optimized_model_filepath": "/tmp/x"}), ONES, seed=1)
+    bomb = remote.cost(graph(), graph(hostile.memory_bomb(at_load=False)), ONES, seed=1)
+    outside = remote.cost(graph(), graph(hostile.with_external_data("/etc/passwd")), ONES, seed=1)
+    entry = remote.cost(graph(), graph(**{"session.optimized_model_filepath": "/tmp/x"}), ONES, seed=1)
     assert isinstance(bomb, Failure)
     assert "more memory than remote_bench.memory_mb = 600 allows" in bomb.reason
     assert isinstance(outside, Failure)
@@ -222,19 +222,19 @@ def test_off_by_default_nothing_listens_and_the_workstation_is_told(
 
     assert "cmd/bench" not in broker.log
     with pytest.raises(ExportError, match="does not allow it: its config needs node.allow_remote_bench = true"):
-        remote.latency(graph(), graph(), ONES, seed=1)
+        remote.cost(graph(), graph(), ONES, seed=1)
     daemon.stop()
     with pytest.raises(ExportError, match="the node is stopped"):
-        remote.latency(graph(), graph(), ONES, seed=1)
+        remote.cost(graph(), graph(), ONES, seed=1)
 
 
 def test_a_node_that_is_not_there_and_a_broker_that_refuses_are_told_apart(
     broker: Broker, remote: Remote, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match="no node of that name has been heard of at edge/v1/n1/status"):
-        remote.latency(graph(), graph(), ONES, seed=1)
+        remote.cost(graph(), graph(), ONES, seed=1)
     with pytest.raises(TransportError, match="Not authorized"):
-        Remote(MqttSettings(url=broker.url), "n1").latency(graph(), graph(), ONES, seed=1)
+        Remote(MqttSettings(url=broker.url), "n1").cost(graph(), graph(), ONES, seed=1)
 
 
 def test_a_request_that_nobody_takes_is_told_at_once(broker: Broker, remote: Remote) -> None:
@@ -243,8 +243,8 @@ def test_a_request_that_nobody_takes_is_told_at_once(broker: Broker, remote: Rem
     node.publish("edge/v1/n1/info", b'{"remote_bench":{"max_request_bytes":10000,"timeout_s":60}}', retain=True)
 
     with pytest.raises(ExportError, match="nobody takes requests on edge/v1/n1/cmd/bench"):
-        remote.latency(graph(), graph(), ONES, seed=1)
-    large = remote.latency(graph(bytes(9_999)), graph(), ONES, seed=1)
+        remote.cost(graph(), graph(), ONES, seed=1)
+    large = remote.cost(graph(bytes(9_999)), graph(), ONES, seed=1)
     assert isinstance(large, Failure)
     assert "more than remote_bench.max_request_bytes = 10000" in large.reason
 
@@ -255,9 +255,9 @@ def test_a_busy_node_is_asked_again_until_it_has_time(broker: Broker, run_node: 
     settings = MqttSettings(url=broker.url, username="workstation", password_file=password_file)
     ask(probe, request(SLOW, FOREVER), correlation=b"first")
     with pytest.raises(ExportError, match="busy: another candidate is being measured"):
-        Remote(settings, "n1", busy_s=0.0).latency(graph(), graph(), ONES, seed=1)
+        Remote(settings, "n1", busy_s=0.0).cost(graph(), graph(), ONES, seed=1)
 
-    assert isinstance(Remote(settings, "n1").latency(graph(), graph(), ONES, seed=1), Latency)
+    assert isinstance(Remote(settings, "n1").cost(graph(), graph(), ONES, seed=1), Latency)
     assert answer(probe)["outcome"] == "failed"
 
 
@@ -269,7 +269,7 @@ def test_a_node_that_dies_while_it_measures_is_told_of_and_leaves_no_child(
 
     def measure() -> None:
         with pytest.raises(ExportError) as caught:
-            remote.latency(graph(), graph(SLOW), FOREVER, seed=1)
+            remote.cost(graph(), graph(SLOW), FOREVER, seed=1)
         found.append(str(caught.value))
 
     asking = threading.Thread(target=measure)
@@ -286,4 +286,4 @@ def test_a_node_that_dies_while_it_measures_is_told_of_and_leaves_no_child(
 
 def _again(run_node: RunNode, remote: Remote) -> Latency | Failure:
     run_node()
-    return remote.latency(graph(), graph(), ONES, seed=1)
+    return remote.cost(graph(), graph(), ONES, seed=1)

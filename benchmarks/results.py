@@ -163,8 +163,44 @@ class Decode(_Line, tag="decode", kw_only=True, frozen=True):
     p75_us: float
 
 
+class Confined(_Line, tag="confined", kw_only=True, frozen=True):
+    """The demo's daemon in a memory cgroup, library files not cached before. Sizes are the highest seen, in MiB.
+
+    limit_mib: of memory without swap, None for none. first_start: the gate's child proves the bundle in there, too.
+    served: every window answered, ledger balanced, nobody killed. peak: of all that is counted; anonymous, file (page
+    cache), mapped (of it): seen every so often; rss: of the daemon alone, shared pages included.
+    """
+
+    limit_mib: int | None
+    first_start: bool
+    served: bool
+    oom_kills: int
+    messages: int
+    start_s: float | None
+    peak_mib: float
+    anonymous_mib: float
+    file_mib: float
+    mapped_mib: float
+    rss_mib: float | None
+    major_faults: int
+
+
+class Imported(_Line, tag="imported", kw_only=True, frozen=True):
+    """A fresh interpreter that imports. subject: libraries, those the daemon runs on, or run, what `edge-runtime run`
+    does. rss, anonymous: added, MiB.
+    """
+
+    subject: str
+    round: int
+    ms: float
+    cpu_ms: float
+    rss_mib: float
+    anonymous_mib: float
+    modules: int
+
+
 Measured = Closed | Open
-Line = Machine | Closed | Open | Skipped | Failed | Footprint | Bare | Start | Demo | Decode
+Line = Machine | Closed | Open | Skipped | Failed | Footprint | Bare | Start | Demo | Decode | Confined | Imported
 
 
 def write(path: Path, lines: Iterable[Line]) -> None:

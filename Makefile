@@ -1,14 +1,14 @@
-# make demo | test | check | bench | bench-export | chaos | arm64: each sets up what it needs in .venv by itself.
+# make demo | test | check | bench | bench-export | chaos | arm64 | test-arm64: each sets up what it needs in .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench bench-export chaos arm64 format clean
+.PHONY: demo test check bench bench-export chaos arm64 test-arm64 format clean
 
 demo: .venv/.device
 	$(BIN)/edge-runtime demo $(DEMO)
 
-test: .venv/.full
+test: .venv/.full .venv/.arm64
 	$(BIN)/python -m pytest $(TESTS)
 
 check: .venv/.full
@@ -20,6 +20,12 @@ check: .venv/.full
 bench: .venv/.full
 	$(BIN)/python -m benchmarks
 
+check-arm64: .venv/.arm64
+	$(BIN)/python -m benchmarks.arm64 --check
+
+bench-arm64: .venv/.arm64
+	$(BIN)/python -m benchmarks.arm64
+
 bench-export: .venv/.full .venv/.nncf
 	$(BIN)/python -m benchmarks.compression $(COMPRESSION)
 
@@ -30,6 +36,9 @@ arm64: .venv/.arm64
 	rm -rf build/wheel
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m export.arm64 --wheel build/wheel/*.whl
+
+test-arm64: .venv/.full .venv/.arm64
+	EDGE_ARM64=long $(BIN)/python -m pytest tests/arm64 $(TESTS)
 
 format: .venv/.full
 	$(BIN)/ruff check --fix .

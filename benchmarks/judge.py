@@ -40,7 +40,7 @@ class _Answer(msgspec.Struct):
 
 def results(run: Run, workload: Workload) -> Verdict:
     """Judge what a model answered: number, label and score."""
-    return _verdict(run, workload, _windows_of_results(run, workload))
+    return _verdict(run, workload, windows(run.bodies, workload))
 
 
 def echoes(run: Run, workload: Workload) -> Verdict:
@@ -48,11 +48,11 @@ def echoes(run: Run, workload: Workload) -> Verdict:
     return _verdict(run, workload, _windows_of_echoes(run, workload))
 
 
-def _windows_of_results(run: Run, workload: Workload) -> Iterator[int]:
-    """Per result the window it answers, or UNKNOWN."""
+def windows(bodies: Iterable[bytes], workload: Workload) -> Iterator[int]:
+    """Per result of a model the window it answers rightly, or UNKNOWN."""
     cut, expected, tolerance = workload.cut, workload.expected, workload.model.tolerance
     decode = msgspec.json.Decoder(_Answer).decode
-    for body in run.bodies:
+    for body in bodies:
         try:
             answer = decode(body)
         except msgspec.DecodeError:

@@ -60,8 +60,13 @@ def windowing(args: argparse.Namespace, channels: int) -> Whole | Chunked | Slid
 
 def main() -> None:
     args = parse()
+    client = make_client(args, ort.InferenceSession(args.model))
+    client.connect(args.host, args.port)
+    client.loop_forever()
+
+
+def make_client(args: argparse.Namespace, session: ort.InferenceSession) -> Client:
     labels = args.labels.split(",")
-    session = ort.InferenceSession(args.model)
     x = session.get_inputs()[0]
     channels = x.shape[1 if args.channels_first else -1]
     windows = windowing(args, channels)
@@ -94,8 +99,7 @@ def main() -> None:
     client = Client(CallbackAPIVersion.VERSION2)
     client.on_connect = on_connect
     client.on_message = on_message
-    client.connect(args.host, args.port)
-    client.loop_forever()
+    return client
 
 
 def parse() -> argparse.Namespace:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_runtime.errors import ExportError
 from export.arm64.cores import core
@@ -25,6 +26,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONNOUSERSITE": "1",
+    "PYTHONSAFEPATH": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "PYTHONUTF8": "1",
@@ -32,6 +34,16 @@ ENVIRONMENT = {
 """All of it: what differs from run to run, from user to user or starts a thread is not let in."""
 OURS = Path(__file__).parents[2]
 """Where our own packages are, in pure Python, the same for both processors."""
+
+
+class Mark(NamedTuple):
+    """instructions: executed until then. calls: of the system, made until then."""
+
+    instructions: int
+    calls: int
+
+    def since(self, before: Mark) -> Mark:
+        return Mark(self.instructions - before.instructions, self.calls - before.calls)
 
 
 def mark() -> None:
@@ -78,13 +90,13 @@ def python(where: Userland, core_name: str, *options: str) -> tuple[str, ...]:
         "PYTHONHOME": str(where.root / "usr"),
         "PYTHONPATH": os.pathsep.join((str(where.root / where.site), str(OURS))),
     }
-    clean = ("env", "-i", *(f"{name}={value}" for name, value in environment.items()))
+    clean = ("setarch", "-R", "env", "-i", *(f"{name}={value}" for name, value in environment.items()))
     board = ("-cpu", core(core_name).name, "-L", str(where.board(core_name)))
     return (*clean, emulator(), *board, *options, str(where.root / where.python))
 
 
-def count(where: Userland, core_name: str, program: Sequence[str], *, folder: Path) -> list[int] | Failure:
-    """The marks of a Python program: instructions executed until each, in order. Python's arguments, run in a folder.
+def count(where: Userland, core_name: str, program: Sequence[str], *, folder: Path) -> list[Mark] | Failure:
+    """The marks of a Python program, in order. Python's arguments, run in a folder.
 
     Raises ExportError when nothing can be counted here.
     """
@@ -92,4 +104,6 @@ def count(where: Userland, core_name: str, program: Sequence[str], *, folder: Pa
     marks.unlink(missing_ok=True)
     command = python(where, core_name, "-plugin", f"{plugin()},out={marks}")
     ran = output_of([*command, *program], folder, limit_s=LIMIT_S)
-    return ran if isinstance(ran, Failure) else [int(line) for line in marks.read_text().split()]
+    if isinstance(ran, Failure):
+        return ran
+    return [Mark(*map(int, line.split())) for line in marks.read_text().splitlines()]

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
-from export.arm64.counter import count, mark
+from export.arm64.counter import Mark, count, mark
 from export.arm64.userland import Userland
 from export.probe import Failure
 
@@ -70,12 +70,13 @@ def instructions(
     return marks if isinstance(marks, Failure) else [_summary(part) for part in _parts(marks, len(models))]
 
 
-def _parts(marks: list[int], models: int) -> list[list[int]]:
+def _parts(marks: list[Mark], models: int) -> Iterator[list[int]]:
     """Of each model the instructions between its marks."""
     size = RUNS + 1
     if len(marks) != size * models:
         raise ValueError(f"{len(marks)} marks of {models} models, wanted {size * models}")
-    return [[b - a for a, b in itertools.pairwise(part)] for part in np.reshape(marks, (models, size)).tolist()]
+    for first in range(0, len(marks), size):
+        yield [after.since(before).instructions for before, after in itertools.pairwise(marks[first : first + size])]
 
 
 def _summary(runs: list[int]) -> Instructions:

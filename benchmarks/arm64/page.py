@@ -1,0 +1,122 @@
+"""docs/arm64.md, from lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.arm64.hot_path import PerMessage
+from benchmarks.arm64.inference import Inference
+from benchmarks.arm64.records import Line, Where
+from benchmarks.arm64.variants import VARIANTS
+from benchmarks.tables import table
+from export.arm64.cores import CORES
+
+HEAD = """# Arm, without a board
+
+Made by `make bench-arm64`, not by hand. `make check-arm64` counts anew, and fails where a count is more than 1 % off.
+
+"""
+MEANING = """
+## What the figures say, and what not
+
+They are **instructions**, counted by QEMU in an emulated user mode: each translated block adds its length. They are no
+time. They know nothing of caches, memory, pipelines that take two instructions at once, clocks or heat; a ratio between
+int8 and float32 here may be another one on a board. They are what noise cannot touch: a change of 1 % is seen, on a
+machine that does other things, and it is a change of the code or of a library.
+
+- A count holds for the versions above. Int8 needs fewer instructions where the processor has the dot product (A76).
+- One inference is `Session.predict` of one window as the daemon calls it, Python included: of small models that is the
+  greater part, and no quantization makes it less.
+- Golden: the bundle's golden vectors hold on this processor, by its own tolerance; the largest error is told.
+- A message is what the daemon does from the bytes of a read to the bytes of its write: cut frames, decode, window,
+  infer, decide, count, time, store, acknowledge, publish. The kernel's work is not in it: a system call is one
+  instruction. The same bytes feed the script of an afternoon (`benchmarks/naive.py`, paho's own loop).
+- Not shown by emulation: time, heat, power, GPUs, faults of a CPU's revision or firmware. `edge-runtime doctor` and the
+  gate look at those on the board.
+"""
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Raises ValueError without the line that says where."""
+    where = next((line for line in lines if isinstance(line, Where)), None)
+    if where is None:
+        raise ValueError("no results: run python -m benchmarks.arm64")
+    return HEAD + _where(where) + models(lines) + messages(lines) + MEANING
+
+
+def _where(where: Where) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
+    boards = "; ".join(f"{name.upper()} ({core.name}): {core.boards}" for name, core in CORES.items())
+    return (
+        f"- emulated: {where.qemu}, user mode, Debian {where.suite}\n- processors: {boards}\n- versions: {versions}\n"
+        f"- commit {where.git}, {where.date}\n\n"
+    )
+
+
+def models(lines: Sequence[Line]) -> str:
+    """One table an example: its variants, each core beside the others."""
+    found = [line for line in lines if isinstance(line, Inference)]
+    parts = ["## Instructions of one inference\n"]
+    for example in dict.fromkeys(line.example for line in found):
+        own = {(line.variant, line.core): line for line in found if line.example == example}
+        head = [
+            "",
+            "precision",
+            "ONNX KB",
+            *(f"{core.upper()}" for core in CORES),
+            *(f"golden {core.upper()}" for core in CORES),
+        ]
+        rows = [_variant(own, variant) for variant in VARIANTS if any(name == variant for name, _ in own)]
+        parts.append(f"### {example}\n\n{table(head, rows)}")
+    return "\n".join(parts)
+
+
+def _variant(own: dict[tuple[str, str], Inference], variant: str) -> list[str]:
+    found = {core: own.get((variant, core)) for core in CORES}
+    one = next(line for line in found.values() if line)
+    counts = [_count(line, own.get(("float32", core))) for core, line in found.items()]
+    return [variant, one.precision, f"{one.onnx / 1000:.1f}", *counts, *(_golden(line) for line in found.values())]
+
+
+def _count(line: Inference | None, float32: Inference | None) -> str:
+    if line is None:
+        return "-"
+    beside = f" ({float32.median / line.median:.2f}x fewer)" if float32 and line.variant != "float32" else ""
+    return f"{line.median:,}{beside}"
+
+
+def _golden(line: Inference | None) -> str:
+    if line is None:
+        return "-"
+    return f"**no**: {line.proof.refused}" if line.proof.refused else f"yes, {line.proof.error:.1g}"
+
+
+def messages(lines: Sequence[Line]) -> str:
+    """The daemon beside the script: instructions a message, and without the model's own."""
+    found = [line for line in lines if isinstance(line, PerMessage)]
+    cells = {(line.workload, line.qos, line.read_messages, line.core, line.subject): line for line in found}
+    rows = []
+    for workload, qos, size in dict.fromkeys((line.workload, line.qos, line.read_messages) for line in found):
+        row = [f"{workload}, QoS {qos}", str(size)]
+        for core in CORES:
+            naive, daemon = (cells.get((workload, qos, size, core, subject)) for subject in ("naive", "daemon"))
+            row += _beside(naive, daemon)
+        rows.append(row)
+    head = ["", "messages a read"]
+    for core in CORES:
+        head += [f"{core.upper()} script", "daemon", "times fewer", "without inference", "system calls"]
+    return f"\n## Instructions of one message\n\n{table(head, rows)}"
+
+
+def _beside(naive: PerMessage | None, daemon: PerMessage | None) -> list[str]:
+    if naive is None or daemon is None:
+        return ["-"] * 5
+    own = [line.instructions_per_message - line.inference_per_message for line in (naive, daemon)]
+    wrong = "" if naive.is_right and daemon.is_right else " **wrong results**"
+    return [
+        f"{naive.instructions_per_message:,}",
+        f"{daemon.instructions_per_message:,}{wrong}",
+        f"{naive.instructions_per_message / daemon.instructions_per_message:.2f}x",
+        f"{own[0] / own[1]:.2f}x",
+        f"{naive.calls_per_message:g} / {daemon.calls_per_message:g}",
+    ]

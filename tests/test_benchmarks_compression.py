@@ -11,7 +11,7 @@ from onnx import helper
 
 from benchmarks import machine
 from benchmarks.compression import __main__ as command
-from benchmarks.compression import code, families, judging, peers, records, render, show, timing
+from benchmarks.compression import code, families, judging, peers, records, render, sections, show, timing, work
 from benchmarks.compression.families import FAMILIES, Wanted
 from benchmarks.compression.figures import Figures, Part, front
 from benchmarks.compression.finished import Finished, key_of
@@ -35,6 +35,7 @@ from benchmarks.compression.records import (
 )
 from benchmarks.compression.work import FULL, Work
 from benchmarks.results import Machine
+from edge_runtime.errors import ExportError
 from edge_runtime.model.paired import Rounds
 from export import fingerprint
 from export.artifact import outputs_of, parse
@@ -501,6 +502,38 @@ def test_folds_follow_from_the_chosen_chain_and_times_from_the_files(tmp_path: P
     assert folds(*CHAIN) == folds(*CHAIN)
     assert not folds(*CHAIN) & folds(CHAIN[0])
     assert times(b"a") == times(b"a") != times(b"b")
+
+
+class Narrowing:
+    """A cache of a network that can be narrowed once; moves are all it makes."""
+
+    def perform(self, chain: tuple[Move, ...]) -> Any:
+        if [move.kind for move in chain].count("prune") > 1:
+            raise ExportError("pruning removed nothing")
+        if any(move.kind == "qat" for move in chain):
+            raise ExportError("no training")
+        return chain
+
+
+def test_on_another_fold_pruning_that_finds_nothing_left_is_left_out_and_nothing_else_is() -> None:
+    prune, int8 = CHAIN
+    cache: Any = Narrowing()
+
+    assert work.repeat(cache, (prune, int8)) == ((prune, int8), ())
+    assert work.repeat(cache, (prune, prune, int8)) == ((prune, int8), ("pruning removed nothing",))
+    with pytest.raises(ExportError, match="no training"):
+        work.repeat(cache, (prune, Move("qat"), int8))
+
+
+def test_the_page_says_on_which_folds_a_step_was_left_out() -> None:
+    lines = [*whole(), *(judged(CHOSEN, fold, 0.0) for fold in (1, 2))]
+    lines += [line(Repeated, fold=1, seconds=3.0), line(Repeated, fold=2, seconds=4.0, left_out=("nothing",))]
+
+    text = sections.section(Figures(FAMILY, lines))
+
+    assert "| fold 0 (searched) |" in text
+    assert "| fold 1 |" in text
+    assert "| fold 2 (1 pruning step left out: nothing more to remove) |" in text
 
 
 def test_lines_name_the_code_as_it_was_when_the_work_began(makers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,10 +71,11 @@ class Searched(_Line, tag="searched", kw_only=True, frozen=True):
 
 
 class Repeated(_Line, tag="repeated", kw_only=True, frozen=True):
-    """The chosen chain on another fold."""
+    """The chosen chain on another fold. left_out: why pruning steps of it were, as they found nothing to remove."""
 
     fold: int
     seconds: float
+    left_out: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -91,21 +91,28 @@ def _titled(variant: str) -> str:
     return TITLES[name] + (f",{what}" if what else "")
 
 
+def _how(fold: int | None, repeated: Repeated | None) -> str:
+    if fold == 0:
+        return " (searched)"
+    count = len(repeated.left_out) if repeated else 0
+    return f" ({count} pruning step{'s' * (count > 1)} left out: nothing more to remove)" if count else ""
+
+
 def _folds(figures: Figures) -> str:
     """The chosen chain fold by fold."""
     found = [line for line in figures.of(Judged) if line.variant == CHOSEN and line.fold is not None]
     if len(found) < 2:
         return ""
-    seconds = {line.fold: line.seconds for line in figures.of(Repeated)}
+    repeated = {line.fold: line for line in figures.of(Repeated)}
     rows = [
         [
-            f"fold {line.fold}" + (" (searched)" if line.fold == 0 else ""),
+            f"fold {line.fold}{_how(line.fold, repeated.get(line.fold or 0))}",
             str(line.verdict.n),
             _share(line.verdict.before),
             _share(line.verdict.after),
             show.drop(line),
             show.size(figures.smaller(CHOSEN, line.fold or 0)),
-            f"{seconds[line.fold]:.0f}" if line.fold in seconds else "-",
+            f"{repeated[line.fold].seconds:.0f}" if line.fold in repeated else "-",
         ]
         for line in found
     ]

@@ -47,7 +47,7 @@ from export.measure import Latency
 from export.probe import Failure
 from export.recipe import Progress
 from export.search import Outcome
-from export.space import Chain
+from export.space import NARROWER, Chain
 from export.targets import Local
 from export.task import Task
 
@@ -195,11 +195,11 @@ class Work:
         self._progress(f"fold {fold}: the chosen chain")
         begun_s = time.monotonic()
         try:
-            artifact = self._cache(task, fold).perform(chain)
+            artifact, left_out = repeat(self._cache(task, fold), chain)
         except ExportError as error:
             yield self._line(Failed, variant=CHOSEN, fold=fold, reason=str(error))
             return
-        yield self._line(Repeated, fold=fold, seconds=time.monotonic() - begun_s)
+        yield self._line(Repeated, fold=fold, seconds=time.monotonic() - begun_s, left_out=left_out)
         yield from self._shipped(FLOAT32, task, task.original, fold, None)
         yield from self._shipped(CHOSEN, task, artifact, fold, None)
         yield from self._judged(CHOSEN, task, outputs_of(artifact, _test(task)), fold)
@@ -292,6 +292,30 @@ class Work:
     def _line(self, kind: Callable[..., Kind], **facts: object) -> Kind:
         today = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         return kind(device=machine.device(), git=self._code.name, date=today, family=self._family.name, **facts)
+
+
+def repeat(cache: Cache, chain: Chain) -> tuple[Artifact, tuple[str, ...]]:
+    """A chain on other data, and why pruning steps of it were left out: one that finds nothing left to remove there.
+
+    Raises ExportError when any other step refuses.
+    """
+    done: Chain = ()
+    left_out: list[str] = []
+    for move in chain:
+        reason = _refusal(cache, (*done, move)) if move.kind in NARROWER else ""
+        if reason:
+            left_out.append(reason)
+        else:
+            done = (*done, move)
+    return cache.perform(done), tuple(left_out)
+
+
+def _refusal(cache: Cache, chain: Chain) -> str:
+    try:
+        cache.perform(chain)
+    except ExportError as error:
+        return str(error)
+    return ""
 
 
 def _candidate(m: Measured, verdict: Verdict) -> Candidate:

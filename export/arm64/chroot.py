@@ -35,8 +35,10 @@ while [ "$1" != -- ]; do
     shift 3
 done
 shift
-exec chroot "$root" sh -c 'cd "$0" && "$@"; exit $?' "$place" "$@"
+chroot "$root" sh -c 'cd "$0" && exec "$@"' "$place" "$@"
+exit $?
 """
+"""This machine's shell stays, as the first process: it reaps what is orphaned. An emulated one can miss a SIGCHLD."""
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",

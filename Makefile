@@ -33,7 +33,7 @@ chaos: .venv/.full
 	$(BIN)/python tests/faults/chaos.py $(CHAOS)
 
 arm64: .venv/.arm64
-	rm -rf build/wheel
+	rm -rf build/wheel build/lib build/bdist*
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m export.arm64 --wheel build/wheel/*.whl
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,8 @@ SCRIPTED = {
 """What scripts of Debian's packages would have written: mosquitto wants the user, everybody localhost."""
 LINKED = ("bin", "etc", "lib", "opt", "sbin", "usr", "var")
 LIMIT_S = 1200.0
+UNUSED_S = 7 * 86_400.0
+"""After which a userland of other dependencies is deleted when a new one is built."""
 REASON_CHARACTERS = 300
 
 
@@ -89,12 +92,13 @@ def userland(suite: str, *, folder: Path = FOLDER, progress: Progress) -> Userla
     """The userland of a suite, built if it was not before. Raises ExportError when it cannot be."""
     found = place_of(suite, folder=folder)
     if found.is_built:
+        os.utime(found.folder)
         return found
     if reason := problem():
         raise ExportError(f"no arm64 userland: {reason}")
     within = found.folder.parent
     within.mkdir(parents=True, exist_ok=True)
-    outdated = list(within.glob(f"{suite}-*"))
+    outdated = [old for old in within.glob(f"{suite}-*") if time.time() - old.stat().st_mtime > UNUSED_S]
     partial = Userland(suite, Path(tempfile.mkdtemp(dir=within, prefix=f".{suite}-")))
     try:
         _build(partial, requirements(), progress)
@@ -118,7 +122,19 @@ def place_of(suite: str, *, folder: Path = FOLDER) -> Userland:
 
 
 def requirements() -> list[str]:
-    """What the project with its extra [cpu] needs, and that in turn, each at the version that is installed here."""
+    """What the project with its extra [cpu] needs, and that in turn, each at the version that is installed here.
+
+    Raises ExportError when one of them is not.
+    """
+    try:
+        return _requirements()
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ExportError(
+            f"{error.name} is not installed; an arm64 userland gets the versions of edge-runtime[cpu]"
+        ) from error
+
+
+def _requirements() -> list[str]:
     found: dict[str, str] = {}
     names = ["edge-runtime[cpu]"]
     while names:

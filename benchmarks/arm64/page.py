@@ -39,14 +39,14 @@ machine that does other things, and it is a change of the code or of a library.
 TESTS = """
 ## What is tested there
 
-`make test` runs a short form, `make test-arm64` all of it: bookworm (Python 3.11) as on A53, A72 and A76, trixie (Python
-3.13) as on A72. Both install the project's own wheel on aarch64 wheels alone, and are skipped with the reason where root,
-binfmt_misc, mmdebstrap or QEMU is missing.
+`make test` runs a short form, `make test-arm64` all of it: bookworm (Python 3.11) as on A53, A72 and A76, trixie
+(Python 3.13) as on A72. Both install the project's own wheel on aarch64 wheels alone, and are skipped with the reason
+where root, binfmt_misc, mmdebstrap or QEMU is missing.
 
 - `edge-runtime doctor`: nothing fails; the dot product is found on the A76 alone.
-- The gate on every committed bundle: labels of the golden windows equal; outputs identical to the bit where the whole graph
-  is static int8, within two steps of the last quantization where parts of it are float, 1e-5 of the largest output for
-  float32 ([the rule](../tests/arm64/arithmetic.py)). A u8s8 product whose sums need 32 bit is added up by hand beside them.
+- The gate on every committed bundle: labels of the golden windows equal; outputs identical to the bit where the whole
+  graph is static int8, within two steps of the last quantization where parts of it are float, 1e-5 of the largest
+  output for float32 ([the rule](../tests/arm64/arithmetic.py)). Beside them a u8s8 product whose sums need 32 bit.
 - The demo over a mosquitto of the same userland: the alarm is raised, the ledger balances.
 - The device package's unit tests, but for those that need what has no aarch64 wheel, and a few that the emulator itself
   fails, [each with its reason](../tests/arm64/unit_files.py).

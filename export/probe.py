@@ -59,14 +59,15 @@ def child(
     *,
     python: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
-    limit_s: float = CHILD_LIMIT_S,
+    limit_s: float | None = None,
 ) -> bytes | Failure:
     """The standard output of a module of ours, run as a program in the folder; a crash, error or hang is a Failure.
 
-    python: the command that is Python, by default the one that runs. environment: by default this process's.
+    python: the command that is Python, by default the one that runs. environment: by default this process's. limit_s:
+    by default CHILD_LIMIT_S.
     """
     command = [*(python or (sys.executable,)), "-m", module, *arguments]
-    return output_of(command, folder, environment=environment, limit_s=limit_s)
+    return output_of(command, folder, environment=environment, limit_s=limit_s or CHILD_LIMIT_S)
 
 
 def output_of(

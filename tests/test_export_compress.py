@@ -149,7 +149,7 @@ WINDOWS = waves(3, 40)
             {"input": InputSpec("x", tuple("abcdef"), ("g",) * 6, 64, 64, 64.0, "NTC")},
             "calibrate holds .* wanted .*64, 6",
         ),
-        ({"target": "the moon"}, "target 'the moon', wanted local or mqtt://user@host/node"),
+        ({"target": "the moon"}, "target 'the moon', wanted local, mqtt://user@host/node or emulated:a72"),
         ({"target": "emulated:a9"}, "processor .a9., wanted a53, a72, a76"),
         ({"effort": "some"}, "effort 'some', wanted one of post-training, quick, default, thorough"),
         ({"cache": "/proc/nope"}, "/proc/nope/.*: cannot be written"),

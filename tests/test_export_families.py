@@ -156,6 +156,11 @@ def test_packing_tells_of_each_family_what_was_found(monkeypatch, tmp_path: Path
     assert set(bundle.read(tmp_path / "m.edge").manifest.parity) == {HERE_IS} - {""}
 
 
+def of_a_saturating_product() -> Certificate:
+    inputs = saturating.windows()
+    return certify(saturating.int8(), Golden(inputs, saturating.by_hand(inputs)), 1.0, Request("x", "y"))
+
+
 def test_what_packing_measures_on_an_emulated_haswell_is_what_exact_int8_gives() -> None:
     if HERE_IS != "vnni":
         pytest.skip("only on x86 with VNNI is a Haswell another family that can be emulated")
@@ -163,10 +168,8 @@ def test_what_packing_measures_on_an_emulated_haswell_is_what_exact_int8_gives()
         families.EMULATORS["avx2"].python()
     except ExportError as error:
         pytest.skip(f"{error}: install qemu-user-static to measure x86 without VNNI")
-    inputs = saturating.windows()
-    golden, request = Golden(inputs, saturating.by_hand(inputs)), Request("x", "y")
 
-    made = certify(saturating.int8(), golden, 1.0, request)
+    made = of_a_saturating_product()
 
     assert made.parity["avx2"].how == "measured under emulation (qemu Haswell)"
     assert (made.parity["avx2"].from_default, made.golden.family_outputs) == (0.0, {})
@@ -178,10 +181,8 @@ def test_what_packing_measures_on_an_emulated_board_is_what_integers_give() -> N
         families.EMULATORS["neon"].python()
     except ExportError as error:
         pytest.skip(f"{error}")
-    inputs = saturating.windows()
-    golden, request = Golden(inputs, saturating.by_hand(inputs)), Request("x", "y")
 
-    made = certify(saturating.int8(), golden, 1.0, request)
+    made = of_a_saturating_product()
 
     assert made.parity["neon"].how == "measured under emulation (qemu cortex-a72)"
     assert (made.parity["neon"].from_default, made.golden.family_outputs) == (0.0, {})

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.arm64.inference_guest import GOLDEN, RUNS, Proof
+from benchmarks.arm64.inference_guest import GOLDEN, Proof
 from edge_runtime.errors import ExportError
 from edge_runtime.model import bundle
-from export.arm64.counter import Mark, count
+from export.arm64 import runs
+from export.arm64.counter import count
+from export.arm64.runs import Instructions
 from export.arm64.userland import Userland
 from export.probe import Failure
 
@@ -48,17 +48,13 @@ def inference(where: Userland, cores: Iterable[str], bundles: Sequence[Path]) ->
             if isinstance(marks, Failure):
                 raise ExportError(f"{core}: {marks.reason}")
             proofs = msgspec.json.Decoder(Proof).decode_lines((Path(name) / GOLDEN).read_bytes())
-        size = RUNS + 1
-        if len(marks) != size * len(bundles):
-            raise ExportError(f"{core}: {len(marks)} marks of {len(bundles)} bundles, wanted {size * len(bundles)}")
-        for number, (path, proof) in enumerate(zip(bundles, proofs, strict=True)):
-            yield _line(path, core, marks[number * size : (number + 1) * size], proof)
+        for path, spent, proof in zip(bundles, runs.summaries(marks, len(bundles)), proofs, strict=True):
+            yield _line(path, core, spent, proof)
 
 
-def _line(path: Path, core: str, marks: list[Mark], proof: Proof) -> Inference:
+def _line(path: Path, core: str, spent: Instructions, proof: Proof) -> Inference:
     found = bundle.read(path)
     example, _, variant = path.stem.rpartition(SEPARATOR)
-    spent = [end.since(begin).instructions for begin, end in itertools.pairwise(marks)]
     return Inference(
         example=example,
         variant=variant,
@@ -66,8 +62,8 @@ def _line(path: Path, core: str, marks: list[Mark], proof: Proof) -> Inference:
         sha256=hashlib.sha256(found.model).hexdigest(),
         onnx=len(found.model),
         precision=found.manifest.precision,
-        least=min(spent),
-        median=int(statistics.median(spent)),
-        most=max(spent),
+        least=spent.least,
+        median=spent.median,
+        most=spent.most,
         proof=proof,
     )

@@ -17,8 +17,8 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.model.bundle import read
 from edge_runtime.model.session import Session, SessionSettings
 from export.arm64.counter import mark
+from export.arm64.runs import RUNS, WARM_UP
 
-WARM_UP, RUNS = 10, 11
 GOLDEN = "golden.jsonl"
 CLOCK_NS = 1_000_000
 """Each look at the clock: how often a session runs at its warm-up must not depend on the time."""

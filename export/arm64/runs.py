@@ -10,12 +10,13 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from edge_runtime.errors import ExportError
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
 from export.arm64.counter import Mark, count, mark
@@ -67,19 +68,19 @@ def instructions(
         np.save(folder / WINDOW, window)
         request = msgspec.json.encode(entries).decode()
         marks = count(where, core, ["-m", "export.arm64.runs", request], folder=folder)
-    return marks if isinstance(marks, Failure) else [_summary(part) for part in _parts(marks, len(models))]
+    return marks if isinstance(marks, Failure) else summaries(marks, len(models))
 
 
-def _parts(marks: list[Mark], models: int) -> Iterator[list[int]]:
-    """Of each model the instructions between its marks."""
+def summaries(marks: Sequence[Mark], models: int) -> list[Instructions]:
+    """Of each model what lies between its marks. Raises ExportError when there are not RUNS + 1 for each."""
     size = RUNS + 1
     if len(marks) != size * models:
-        raise ValueError(f"{len(marks)} marks of {models} models, wanted {size * models}")
-    for first in range(0, len(marks), size):
-        yield [after.since(before).instructions for before, after in itertools.pairwise(marks[first : first + size])]
+        raise ExportError(f"{len(marks)} marks of {models} models, wanted {size * models}")
+    return [_summary(marks[first : first + size]) for first in range(0, len(marks), size)]
 
 
-def _summary(runs: list[int]) -> Instructions:
+def _summary(marks: Sequence[Mark]) -> Instructions:
+    runs = [after.since(before).instructions for before, after in itertools.pairwise(marks)]
     return Instructions(min(runs), int(statistics.median(runs)), max(runs))
 
 

@@ -20,8 +20,8 @@ from benchmarks.processes import SubjectError
 from edge_runtime.daemon import Summary
 from edge_runtime.demo.board import Board
 from edge_runtime.demo.broker import HOST
-from edge_runtime.demo.pump import PUMPS, RATE_HZ, SCALE_G
-from edge_runtime.demo.show import BUNDLE, CHUNK_S, CONFIG, FAILING, Plant
+from edge_runtime.demo.pump import PUMPS, RATE_HZ
+from edge_runtime.demo.show import BUNDLE, CHUNK_S, FAILING, Plant, configuration
 from edge_runtime.model import bundle
 from edge_runtime.mqtt.topics import Tree
 
@@ -113,17 +113,8 @@ def _results(board: Board) -> int:
 def _started(place: Place, port: int) -> Iterator[subprocess.Popen[bytes]]:
     config = place.folder / "demo.toml"
     with resources.as_file(resources.files("edge_runtime.demo") / BUNDLE) as path:
-        quoted = {"state_dir": str(place.folder / STATE), "bundle": str(path.resolve())}
-        config.write_text(
-            CONFIG.format(
-                node=NODE,
-                url=f"mqtt://{HOST}:{port}",
-                protocol="5",
-                scale=SCALE_G,
-                seq=', seq_property = "seq"',
-                **{key: msgspec.json.encode(text).decode() for key, text in quoted.items()},
-            )
-        )
+        text = configuration(NODE, f"mqtt://{HOST}:{port}", "5", state_dir=place.folder / STATE, bundle=path)
+        config.write_text(text)
         environment = processes.ENVIRONMENT | ({"PYTHONPATH": str(place.modules)} if place.modules else {})
         command = place.inside([sys.executable, "-m", "edge_runtime", "run", str(config), "--json"])
         with (place.folder / "summary.json").open("wb") as output, (place.folder / "daemon.log").open("wb") as log:

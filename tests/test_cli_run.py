@@ -16,7 +16,6 @@ from edge_runtime.cli_run import _collecting_nothing
 from edge_runtime.errors import BundleError
 
 NOWHERE = "mqtt://127.0.0.1:1"
-NOT_TO_START = {"click", "rich", "difflib", "statistics", "edge_runtime.report", "edge_runtime.cli"}
 
 
 def without_bundle(folder: Path) -> Path:
@@ -27,19 +26,6 @@ def without_bundle(folder: Path) -> Path:
 
 def ended(*program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_a_start_imports_only_what_the_daemon_runs_on(tmp_path: Path) -> None:
-    script = (
-        "import sys\nfrom edge_runtime.__main__ import main\nfrom edge_runtime.daemon import Daemon\n"
-        "Daemon.run = lambda *_: print(*sys.modules) or sys.exit(0)\nmain()"
-    )
-
-    start = ended("-c", script, "run", str(write_config(tmp_path, NOWHERE)))
-
-    loaded = set(start.stdout.split())
-    assert {"onnxruntime", "edge_runtime.mqtt.lane"} <= loaded, start.stderr
-    assert not loaded & NOT_TO_START
 
 
 @pytest.mark.parametrize("wrong", ["bundle", "config"])

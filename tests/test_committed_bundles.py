@@ -24,29 +24,7 @@ pytestmark = pytest.mark.usefixtures("emulators")
 ROOT = Path(__file__).parents[1]
 KEEPERS = ("edge_runtime", "export", "benchmarks", "examples", "tests")
 HASWELL = "flags : fma avx avx2\n"
-RUN_ALL = """
-import json, sys
-from pathlib import Path
-from edge_runtime.errors import BundleError
-from edge_runtime.model.bundle import read
-from edge_runtime.model.session import Session, SessionSettings
-
-for name in sys.argv[2:]:
-    bundle = read(Path(name))
-    try:
-        session = Session(bundle, SessionSettings(), cpuinfo=Path(sys.argv[1]))
-    except BundleError as error:
-        print(json.dumps({"refused": error.fact}))
-        continue
-    scores, state = [], session.initial()
-    for window in bundle.golden.inputs:
-        if session.is_streaming:
-            found, (state,) = session.step(window[None], [state])
-        else:
-            found = session.predict(window[None])
-        scores.append(found[0].tolist())
-    print(json.dumps({"family": session.family, "error": session.golden_error, "scores": scores}))
-"""
+SCORES = ROOT / "tests" / "arm64" / "bundle_scores.py"
 
 
 def committed() -> list[Path]:
@@ -76,7 +54,7 @@ def packed_labels(manifest: Manifest, golden: Golden) -> list[str]:
 
 def run(python: tuple[str, ...], cpuinfo: Path) -> list[dict[str, Any]]:
     """What every bundle gives, all in one process, since an emulated start takes seconds."""
-    command = [*python, "-c", RUN_ALL, str(cpuinfo), *map(str, BUNDLES)]
+    command = [*python, str(SCORES), str(cpuinfo), *map(str, BUNDLES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

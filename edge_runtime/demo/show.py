@@ -170,21 +170,25 @@ def _connected(broker: Broker, tree: Tree, board: Board) -> Iterator[Client]:
         client.loop_stop()
 
 
+def configuration(node: str, url: str, protocol: str, *, state_dir: Path, bundle: Path) -> str:
+    """The daemon's, as TOML; on MQTT 5 the pumps number their messages."""
+    return CONFIG.format(
+        node=node,
+        state_dir=_toml_text(state_dir.resolve()),
+        url=url,
+        protocol=protocol,
+        bundle=_toml_text(bundle.resolve()),
+        scale=SCALE_G,
+        seq=', seq_property = "seq"' if protocol == "5" else "",
+    )
+
+
 @contextmanager
 def _daemon(broker: Broker, tree: Tree, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The daemon as a user runs it, in a process of its own."""
     config = folder / "demo.toml"
     with resources.as_file(resources.files("edge_runtime.demo") / BUNDLE) as bundle:
-        text = CONFIG.format(
-            node=tree.node,
-            state_dir=_toml_text(folder.resolve()),
-            url=broker.url,
-            protocol=broker.protocol,
-            bundle=_toml_text(bundle.resolve()),
-            scale=SCALE_G,
-            seq=', seq_property = "seq"' if broker.protocol == "5" else "",
-        )
-        config.write_text(text)
+        config.write_text(configuration(tree.node, broker.url, broker.protocol, state_dir=folder, bundle=bundle))
         command = [sys.executable, "-m", "edge_runtime", "run", str(config), "--json"]
         with (folder / "summary.json").open("wb") as output, (folder / "daemon.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=output, stderr=log, start_new_session=True)

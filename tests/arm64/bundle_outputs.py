@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bundle_scores import scores
 
 from edge_runtime.model.bundle import Bundle, read
 from edge_runtime.model.gate import GateSettings, gate
@@ -32,18 +33,6 @@ def outputs(bundle: Bundle) -> list[Any]:
         raw, *after = session.run(names, {manifest.input.name: window[None], **scalars, **state})
         state = {spec.input: array for spec, array in zip(manifest.states, after, strict=True)}
         found.append(raw[0].tolist())
-    return found
-
-
-def scores(session: Session, bundle: Bundle) -> list[list[float]]:
-    """What the daemon decides on, window by window of one stream."""
-    found, state = [], session.initial()
-    for window in bundle.golden.inputs:
-        if session.is_streaming:
-            of_window, (state,) = session.step(window[None], [state])
-        else:
-            of_window = session.predict(window[None])
-        found.append(of_window[0].tolist())
     return found
 
 

@@ -111,10 +111,14 @@ def paired_bootstrap(metric: Metric, before: Floats, outputs: Floats, targets: L
     if not len(values):
         return Drop(value, math.nan, math.nan, math.nan, math.nan)
     low, high = np.percentile(values, [2.5, 97.5])
-    beyond = min(int(np.sum(values <= 0)), int(np.sum(values >= 0)))
-    p_value = min(1.0, 2 * (beyond + 1) / (len(values) + 1))  # never zero: so many resamples cannot say that
     least = abs(float(metric(outputs, targets))) / (len(targets) + 2)  # of a metric that no resample changes
-    return Drop(value, max(float(np.std(values)), least), float(low), float(high), p_value)
+    return Drop(value, max(float(np.std(values)), least), float(low), float(high), bootstrap_p(values))
+
+
+def bootstrap_p(differences: npt.NDArray[np.float64]) -> float:
+    """Two-sided, of resampled differences; never zero, as so many resamples cannot say that."""
+    beyond = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
+    return min(1.0, 2 * (beyond + 1) / (len(differences) + 1))
 
 
 def comparable(task: Judged, inputs: Floats, outputs: Floats) -> Floats:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from benchmarks.compression.families import Family
+from benchmarks.compression.families import PRUNED_INT8, Family
 from benchmarks.compression.records import (
     CHOSEN,
     FLOAT32,
@@ -101,6 +101,19 @@ class Figures:
         before, after = self.sized(FLOAT32, fold), self.sized(variant, fold)
         return before.onnx / after.onnx if before and after else None
 
+    def bundled(self) -> float | None:
+        """Times smaller, bundle against bundle, on the first fold."""
+        before, after = self.sized(FLOAT32), self.sized(CHOSEN)
+        return before.bundle / after.bundle if before and after and before.bundle and after.bundle else None
+
+    def other_form(self) -> Candidate | None:
+        """Where pruned+int8 was asked for and another form chosen, the fastest of that form that keeps the budget."""
+        searched = self.searched
+        if searched is None or self.family.form != PRUNED_INT8 or {"prune", "int8"} <= {m.kind for m in searched.chain}:
+            return None
+        of_form = [c for c in searched.candidates if c.status == "fits" and "pruned" in c.name and "int8" in c.name]
+        return max(of_form, key=lambda c: c.speedup or 0.0, default=None)
+
     def sizes(self) -> list[float]:
         """Times smaller, fold by fold."""
         found = (self.smaller(CHOSEN, fold) for fold in range(self.family.folds))
@@ -122,9 +135,11 @@ ASKED = 3
 
 
 def front(candidates: Iterable[Candidate]) -> set[str]:
-    """Names of those that no other one beats: not smaller, not faster and not more accurate."""
+    """Names of those on the Pareto front of size, speed and drop, rejected ones aside."""
     known = {
-        c.name: (c.size_kb, -c.speedup, c.drop) for c in candidates if c.speedup is not None and c.drop is not None
+        c.name: (c.size_kb, -c.speedup, c.drop)
+        for c in candidates
+        if c.speedup is not None and c.drop is not None and c.status != "rejected"
     }
 
     def is_beaten(name: str) -> bool:

@@ -12,7 +12,7 @@ from benchmarks.compression.finished import Arrays
 from benchmarks.compression.records import Verdict
 from edge_runtime.errors import ExportError
 from edge_runtime.records import Floats
-from export.evaluate import RESAMPLES, Drop, comparable, paired_shares, wilson
+from export.evaluate import RESAMPLES, Drop, bootstrap_p, comparable, paired_shares, wilson
 from export.recipe import Labels, Metric
 from export.task import Task
 
@@ -41,9 +41,12 @@ def of_arrays(arrays: Arrays) -> Seen:
     return Seen(**arrays)  # type: ignore[arg-type]
 
 
-def judged(folds: Sequence[Seen], *, metric: Metric | None, seed: int) -> Verdict:
-    """Accuracy, windows counted over all folds; or the metric's mean over folds, windows resampled within each."""
-    return _accuracy(folds) if metric is None else _metric(folds, metric, seed=seed)
+def judged(folds: Sequence[Seen], *, metric: Metric | None, seed: int, together: int = 1) -> Verdict:
+    """Accuracy, windows counted over all folds; or the metric's mean over folds, windows resampled within each.
+
+    together: so many windows in a row are of one machine, and are drawn or left out as one.
+    """
+    return _accuracy(folds) if metric is None else _metric(folds, metric, seed=seed, together=together)
 
 
 def _accuracy(folds: Sequence[Seen]) -> Verdict:
@@ -57,31 +60,38 @@ def _accuracy(folds: Sequence[Seen]) -> Verdict:
     return _verdict(drop, len(right), (float(right_before.mean()), low, high), lost, won)
 
 
-def _metric(folds: Sequence[Seen], metric: Metric, *, seed: int) -> Verdict:
+def _metric(folds: Sequence[Seen], metric: Metric, *, seed: int, together: int) -> Verdict:
     """A resample that the metric cannot judge, as an AUC of one label only, is left out."""
     generator = np.random.default_rng(seed)
     resamples = []
     for _ in range(RESAMPLES):
         with contextlib.suppress(ExportError):
-            resamples.append(_means(folds, metric, generator))
+            resamples.append(_means(folds, metric, [_drawn(len(fold.targets), together, generator) for fold in folds]))
     drawn = np.array(resamples)
-    before, after = _means(folds, metric, None)
+    before, after = _means(folds, metric, [np.arange(len(fold.targets)) for fold in folds])
     drops = drawn[:, 0] - drawn[:, 1]
     low, high = (float(value) for value in np.percentile(drops, [2.5, 97.5]))
-    p_value = min(1.0, 2 * min(float(np.mean(drops <= 0)), float(np.mean(drops >= 0))))
+    p_value = bootstrap_p(drops)
     drop = Drop(before - after, float(drops.std()), low, high, p_value)
     before_low, before_high = (float(value) for value in np.percentile(drawn[:, 0], [2.5, 97.5]))
     return _verdict(drop, sum(len(fold.targets) for fold in folds), (before, before_low, before_high), None, None)
 
 
-def _means(folds: Sequence[Seen], metric: Metric, generator: np.random.Generator | None) -> tuple[float, float]:
-    """The metric of float32 and of the variant, mean over folds; of resampled windows when there is a generator."""
-    values = []
-    for fold in folds:
-        n = len(fold.targets)
-        rows = np.arange(n) if generator is None else generator.integers(0, n, n)
-        values.append([metric(outputs[rows], fold.targets[rows]) for outputs in (fold.before, fold.after)])
-    before, after = np.mean(values, axis=0)
+def _drawn(n: int, together: int, generator: np.random.Generator) -> Labels:
+    """Rows of a resample of n windows."""
+    machines = np.arange(n).reshape(-1, together)
+    return machines[generator.integers(0, len(machines), len(machines))].reshape(-1)
+
+
+def _means(folds: Sequence[Seen], metric: Metric, rows: Sequence[Labels]) -> tuple[float, float]:
+    """The metric of float32 and of the variant on chosen rows of each fold, mean over folds."""
+    before, after = np.mean(
+        [
+            [metric(outputs[chosen], fold.targets[chosen]) for outputs in (fold.before, fold.after)]
+            for fold, chosen in zip(folds, rows, strict=True)
+        ],
+        axis=0,
+    )
     return float(before), float(after)
 
 

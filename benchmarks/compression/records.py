@@ -11,6 +11,8 @@ from benchmarks.results import Machine
 from export.space import Chain
 
 FLOAT32, CHOSEN = "float32", "chosen"
+DATE = "%Y-%m-%d %H:%M UTC"
+"""Of a line."""
 
 
 class _Line(msgspec.Struct, tag_field="name", kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -16,8 +16,8 @@ HEAD = """\
 # Compression
 
 Made by `make bench-export` from `benchmarks/results/compression/*.jsonl`; do not edit. What `edge-export compress`
-finds for each family of models at default effort, and what others make of the same file with the same calibration
-windows. Every figure is of the ONNX file as a device gets it, on the machine below and on no other.
+finds for each family of models, and what others make of the same file with the same calibration windows. Sizes are of
+the ONNX file that lies in the bundle, on the machine below and on no other.
 """
 
 HOW = """\
@@ -25,33 +25,43 @@ HOW = """\
 
 - *Size*: bytes of the float32 ONNX file over bytes of the other one, both as `edge-export` packs them (softmax at the
   end where the network gives logits, short names, no shapes between nodes), nothing zipped; of the first fold, with
-  the range over the folds where they differ. Gzip and the bundle stand in each family's table. A peer's file is as the
-  peer wrote it, with the same softmax.
-- *Drop*: float32's accuracy less the variant's on the same test windows, which neither training, calibration nor
-  search has seen; in points of 100. The interval (95 %) and McNemar's exact test are about pairs: only windows that one
-  of the two gets right count. Over all folds together each window is tested once, by the network of its fold; the
-  intervals take the windows as independent of each other. Where the metric is AUC, the drop is the mean over folds of
-  the difference, the interval by resampling windows within each fold. Windows of one machine's run resemble each other,
-  and are not resampled together: of the AUC the interval is too narrow.
-- The search runs on the first fold alone, and sees its validation windows; its budget is on the drop there with one
-  standard error on top. The chain of moves it chose is then done again on every other fold, fine-tuned to that
-  fold's own network, whatever comes out. A drop beyond the budget on the test windows is what a search on few
-  validation windows can do; it stays in the table.
-- The originals are trained as their recipes say and no longer. Fine-tuning after pruning trains on, for as many epochs
-  as the chosen steps say: what it gives back is partly what more training would have given float32, and the peers do
-  not train.
+  the range over the folds where they differ. *As a bundle*: with manifest, golden windows, reference and card, the
+  same in float32: of a small network, most of the bundle is golden windows, which do not shrink with it. A peer's
+  file is as the peer wrote it, with the same softmax. These originals are larger than their tasks need: a size is
+  also a measure of that. A name such as "pruned 92%" is what was asked for, 1 - 0.7^7 of the channels; what was
+  removed stands in the steps.
+- *Drop*: float32's metric less the variant's, on the same test windows, in points of 100. Neither the network of a
+  fold nor its training, calibration or fine-tuning has seen that fold's test windows. The choice of the moves has
+  seen the first fold's training and validation windows, and where data is cross-validated, those are the other folds'
+  test windows: only the first fold's row is of windows that nothing has seen. Speakers and machines are the same in
+  training and test. The interval (95 %, Agresti and Min) and McNemar's exact test are about pairs: only windows that
+  one of the two gets right count; windows are taken as independent. Of AUC: mean over folds of the difference, the
+  interval by resampling whole machines within each fold 1,000 times (p is then at least 0.002); the search's own
+  interval, on validation, resamples single windows.
+- The search runs on the first fold alone; its budget is on the drop on validation with one standard error on top. The
+  moves it chose are then made again on every other fold, fine-tuned to that fold's own network, whatever comes out; a
+  pruning step that finds nothing more to remove there is left out, and told (a rule made after one fold of the 2-D
+  CNN had failed by it). A drop beyond the budget on a fold is what a search on few validation windows can do; it
+  stays in the table.
+- The originals are trained as their recipes say and no longer. Fine-tuning after pruning trains on, taught by the
+  original's outputs and the labels, for as many epochs as the chosen steps say: what it gives back is partly what
+  more training would have given float32, plainly so where the compressed one is better. No float32 was trained as
+  long for comparison. Peers do not train.
 - *Speed*: float32 and the variant in turn in one process, one window, one thread, order shuffled; {processes}
-  processes each, which take turns with the other variants'. The ratio is the median over processes of each one's median
-  ratio; its interval (95 %) is that median's by ranks. Times are median (quartiles) over all rounds. The search's own
-  timings are shorter, taken as it goes, and only good to choose by.
+  processes each, which take turns with the other variants'. The ratio is the median over processes of each one's
+  median ratio; its interval (95 %) is that median's by ranks. It is of the first fold's file, one window and a minute
+  or two: it says nothing of another day, fold, or processor. Times are median (quartiles) over all rounds; the ratio
+  is not their quotient. The search's own timings are shorter, taken as it goes, and only good to choose by: where
+  they say "equally fast", the smaller file is chosen, which the final timing may show to be the slower one.
 - *Peers*: the same float32 graph and the same calibration windows, at their defaults: `quantize_dynamic`,
-  `quantize_static` of ONNX Runtime, and both again after `quant_pre_process`, which its documentation recommends; NNCF
-  `nncf.quantize` on the ONNX model. Their defaults quantize a log-mel front-end too, which its range of powers does
-  not bear; so both are run once more with `nodes_to_exclude` and `ignored_scope` naming its nodes, which
-  `edge-export` knows by itself. `quant_pre_process` is run without its symbolic shape inference where that
-  fails. They neither prune nor train, and know no budget: what they give is where users
-  begin, not what these tools could do in expert hands. They are judged on the test windows of the first fold, and so
-  is the chosen one in those tables; one that fails says so in its row. A run of theirs is one window at a time.
+  `quantize_static` of ONNX Runtime, and both again after `quant_pre_process`, which its documentation recommends;
+  NNCF `nncf.quantize` on the ONNX model. Their defaults quantize a log-mel front-end too, which its range of powers
+  does not bear; so `quantize_static` and NNCF are run once more with `nodes_to_exclude` and `ignored_scope` naming
+  its nodes, which `edge-export` knows by itself. Not run: `quant_pre_process` and exclusion together, which should do
+  better (the search's own `int8-dynamic` of the LSTM says how much). `quant_pre_process` is run without its symbolic
+  shape inference where that fails. They neither prune nor train, and know no budget: what they give is where users
+  begin, not what these tools could do in expert hands. They, and the chosen one beside them, are judged on the first
+  fold alone. A run of theirs is one window at a time.
 - A peer that leaves a layer in float32 keeps its accuracy and gains nothing: read size, drop and speed together.
 - `make bench-export` goes on where it was broken off; finished work lies in `.cache/compression`. With
   `COMPRESSION='digits_gru --only timing --again timing'` it takes one family's times again.
@@ -85,7 +95,7 @@ def machine(lines: Sequence[Line]) -> str:
     rows = [
         ("machine", _distinct(_described(m) for m in machines) or _distinct(line.device for line in lines)),
         ("versions", versions or "told with the timing"),
-        ("commit", _distinct(line.git for line in lines)),
+        ("commit", _commits(lines)),
         ("date", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
         ("others during the timing", others),
     ]
@@ -136,6 +146,15 @@ def _how(lines: Sequence[Line]) -> str:
         processes=" or ".join(sorted({str(line.times.processes) for line in timed})) or "no",
         numerics=", ".join(sorted({line.numerics or "unknown" for line in timed})) or "not timed",
     )
+
+
+def _commits(lines: Sequence[Line]) -> str:
+    """One, or each with the families whose lines were made by it."""
+    families: dict[str, list[str]] = {}
+    for line in lines:
+        if line.family not in families.setdefault(line.git, []):
+            families[line.git].append(line.family)
+    return "; ".join(git + (f" ({', '.join(names)})" if len(families) > 1 else "") for git, names in families.items())
 
 
 def _described(found: Machine) -> str:

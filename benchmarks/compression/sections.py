@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
 from benchmarks.compression import show
 from benchmarks.compression.figures import Figures, front
 from benchmarks.compression.peers import NAMES
-from benchmarks.compression.records import CHOSEN, FLOAT32, Candidate, Judged, Peer, Repeated, Searched, Trained
+from benchmarks.compression.records import CHOSEN, FLOAT32, Candidate, Judged, Peer, Repeated, Searched, Timed, Trained
 from benchmarks.compression.show import TITLES
 from benchmarks.tables import table as markdown
 
@@ -13,7 +16,9 @@ VARIANTS = (
     *("", "KB", "times smaller", "KB gzip", "KB bundle", "accuracy", "drop [95 %]", "p", "times faster [95 %]"),
     *("µs (quartiles)", "float32 beside it, µs"),
 )
-STEPS = ("", "KB", "times smaller", "times faster", "drop on validation [95 %]", "s", "best of its kind", "verdict")
+STEPS = ("", "KB", "times smaller", "times faster", "drop on validation [95 %]", "s", "Pareto front", "verdict")
+PARITY = "parity with torch"
+REASON_CHARACTERS = 200
 
 
 def section(figures: Figures) -> str:
@@ -27,19 +32,21 @@ def _original(figures: Figures) -> str:
     first = next((line for line in figures.of(Trained) if line.fold == 0), None)
     if first is None:
         return ""
-    windows = f"{first.train:,} windows to train, {first.validation:,} to validate, {first.test:,} to test in each fold"
+    windows = f"{first.train:,} windows to train, {first.validation:,} to validate, {first.test:,} to test"
+    windows += " in each fold" if figures.family.folds > 1 else ""
     judged = figures.float32()
-    accuracy = f" {_float32(judged)}." if judged else ""
+    accuracy = f" {_float32(judged, figures)}." if judged else ""
     return (
         f"`benchmarks/zoo/{figures.family.name}.py`, {first.parameters:,} parameters. Data: {figures.family.data}; "
         f"{windows}.{accuracy}\n"
     )
 
 
-def _float32(found: Judged) -> str:
+def _float32(found: Judged, figures: Figures) -> str:
     between = f"[{_share(found.verdict.before_low)}, {_share(found.verdict.before_high)}]"
-    where = "the first fold" if found.fold == 0 else "all folds"
-    return f"Float32 {found.metric} {_share(found.verdict.before)} {between} on {where}, n = {found.verdict.n:,}"
+    judged = figures.family.folds - len(figures.lost())
+    where = "" if figures.family.folds == 1 else " on the first fold" if found.fold == 0 else f" on {judged} folds"
+    return f"Float32 {found.metric} {_share(found.verdict.before)} {between}{where}, n = {found.verdict.n:,}"
 
 
 def _chosen(figures: Figures) -> str:
@@ -48,8 +55,28 @@ def _chosen(figures: Figures) -> str:
         return ""
     if not searched.chosen:
         return "Nothing better than float32 keeps the budget.\n"
-    steps = "".join(f"\n  {number}. {step}" for number, step in enumerate(searched.steps, 1))
-    return f"Chosen: **{searched.chosen}**\n{steps}\n"
+    steps = "".join(f"\n  {number}. {step}" for number, step in enumerate(_steps(searched.steps), 1))
+    return f"Chosen: **{searched.chosen}**{_other_form(figures)}\n{steps}\n"
+
+
+def _steps(steps: Sequence[str]) -> list[str]:
+    """Parity, which is tried again after each, is told once, by the worst."""
+    parity = [step for step in steps if step.startswith(PARITY)]
+    others = [step for step in steps if not step.startswith(PARITY)]
+    worst = max(parity, key=lambda step: float(step.rsplit(" ", 1)[1]), default="")
+    return [*others, f"{worst} after any of them"] if worst else others
+
+
+def _other_form(figures: Figures) -> str:
+    """What was found in the form that was asked for, where another one was chosen."""
+    found, searched = figures.other_form(), figures.searched
+    if found is None or searched is None or found.drop is None or not found.speedup:
+        return ""
+    smaller = show.size(searched.candidates[0].size_kb / found.size_kb)
+    return (
+        f", which is faster than the fastest with int8 on top, {found.name}: {smaller} smaller, "
+        f"{found.speedup:.2f}x, {show.number(found.drop, figures.family.metric)} on validation"
+    )
 
 
 def _variants(figures: Figures) -> str:
@@ -58,7 +85,10 @@ def _variants(figures: Figures) -> str:
     names = [name for name in (FLOAT32, CHOSEN, *NAMES) if figures.sized(name) or figures.failed(name)]
     text = markdown(head, [_variant(figures, name) for name in names])
     peers = {line.version for line in figures.of(Peer) if line.version}
-    return f"On the first fold, n = {show.tested(figures)}. Peers: {', '.join(sorted(peers)) or 'none'}.\n\n{text}"
+    judged = f"Judged on the first fold alone, n = {show.tested(figures)}" if figures.family.is_judged else "Not judged"
+    rounds = sorted({line.times.rounds for line in figures.of(Timed)})
+    timed = f"each timed in {' or '.join(f'{n:,}' for n in rounds)} rounds" if rounds else "not timed"
+    return f"{judged}; {timed}. Peers: {', '.join(sorted(peers)) or 'none'}.\n\n{text}"
 
 
 def _variant(figures: Figures, name: str) -> list[str]:
@@ -83,7 +113,11 @@ def _variant(figures: Figures, name: str) -> list[str]:
 def _failures(figures: Figures) -> str:
     names = (FLOAT32, CHOSEN, *NAMES)
     failed = [line for name in (*names, *(f"{name}, bundle" for name in names)) for line in figures.failed(name)]
-    return "".join(f"- {_titled(line.variant)}, fold {line.fold}: failed: {_flat(line.reason)}\n" for line in failed)
+    return "".join(f"- {_titled(line.variant)}, fold {line.fold}: {_reason(line.reason)}\n" for line in failed)
+
+
+def _reason(text: str) -> str:
+    return textwrap.shorten(_flat(text), REASON_CHARACTERS, placeholder=" …")
 
 
 def _titled(variant: str) -> str:
@@ -132,15 +166,16 @@ def _search(figures: Figures) -> str:
     )
     limit = "none" if searched.max_drop is None else show.number(searched.max_drop, figures.family.metric, sign=False)
     told = (
-        f"The search, in order, on {searched.windows:,} validation windows (budget: a drop of {limit}); best of its "
-        f"kind: no other is smaller, faster and more accurate."
+        f"The search, in order, on {searched.windows:,} validation windows (budget: a drop of {limit}). "
+        "●: on the Pareto front of size, of speed as the search timed it, and of that drop, rejected ones aside."
     )
     return f"{told}{noise}\n\n{markdown(STEPS, rows)}"
 
 
 def _step(found: Candidate, searched: Searched, is_best: bool, metric: str) -> list[str]:
     first = searched.candidates[0]
-    reasons = f": {'; '.join(map(_flat, found.reasons))}" if found.reasons else ""
+    told = "; ".join(found.reasons).replace(searched.chosen or "\0", "the chosen one")
+    reasons = f": {_reason(told)}" if told else ""
     lost = "-"
     if found.drop is not None and found.drop_low is not None and found.drop_high is not None:
         low, high = (show.number(value, metric).removesuffix(" pt") for value in (found.drop_low, found.drop_high))

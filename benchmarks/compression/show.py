@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 
 from benchmarks.compression.families import WANTED_S
 from benchmarks.compression.figures import ASKED, Figures, Part
-from benchmarks.compression.records import CHOSEN, FLOAT32, Judged, Times
+from benchmarks.compression.records import CHOSEN, DATE, FLOAT32, Judged, Repeated, Searched, Times
 from benchmarks.tables import table as markdown
 
 TITLES = {
@@ -20,10 +21,10 @@ TITLES = {
     "nncf": "NNCF",
     "nncf-told": "NNCF, front-end ignored",
 }
-COMPARED = (CHOSEN, "dynamic", "static", "static-told", "nncf", "nncf-told")
+COMPARED = (CHOSEN, "dynamic", "dynamic-prepared", "static", "static-prepared", "static-told", "nncf", "nncf-told")
 POINTS = 100
 ACCURACY = "accuracy"
-HEAD = ("", "times smaller", "drop [95 %]", "n", "p", "times faster [95 %]", "met")
+HEAD = ("", "asked for", "times smaller", "as a bundle", "drop [95 %]", "n", "p", "times faster [95 %]", "met")
 
 
 def table(found: Sequence[Figures]) -> str:
@@ -39,7 +40,9 @@ def _row(figures: Figures) -> list[str]:
         at_most = f" (at most {limit})"
     return [
         f"[{figures.family.title}](#{anchor(figures.family.title)})",
+        figures.family.form if wanted else "-",
         _size(figures) + (f" (at least {wanted.size:g}x)" if wanted else ""),
+        size(figures.bundled()),
         drop(judged) + at_most if figures.family.is_judged else "not judged",
         f"{judged.verdict.n:,}{_without(figures)}" if judged else "-",
         probability(judged),
@@ -62,23 +65,20 @@ def _size(figures: Figures) -> str:
 
 
 def met(figures: Figures) -> str:
-    """Yes or no, part by part by how much; of what was met, whether the whole interval was."""
+    """Yes, and whether whole intervals are; or no, and what was missed."""
     if figures.family.wanted is None:
         return "-"
     parts = figures.parts()
     if not parts:
         searched = figures.searched
         return "**no**: nothing better than float32 was found" if searched and not searched.chain else "not measured"
-    missed = [part for part in parts if not part.is_met]
-    margins = ", ".join(_margin(part, figures.family.metric) for part in (missed or parts))
-    faults = [*_faults(figures), *([margins] if missed else [])]
+    faults = _faults(figures) + [_miss(part, figures.family.metric) for part in parts if not part.is_met]
     if faults:
         return f"**no**: {', '.join(faults)}"
     if len(parts) < ASKED:
-        return f"not all measured: {margins}"
+        return "not all measured"
     unsure = [part.name for part in parts if not part.is_sure]
-    beyond = f"; the interval of {' and '.join(unsure)} reaches beyond" if unsure else ""
-    return f"yes: {margins}{beyond}"
+    return "yes" + (f"; the interval of {' and '.join(unsure)} reaches beyond" if unsure else "")
 
 
 def _faults(figures: Figures) -> list[str]:
@@ -89,10 +89,10 @@ def _faults(figures: Figures) -> list[str]:
     return [*found, f"the chain fails on {folds}"] if lost else found
 
 
-def _margin(part: Part, metric: str) -> str:
+def _miss(part: Part, metric: str) -> str:
     if part.name == "drop":
-        return f"drop {number(-part.margin, metric)} of the limit"
-    return f"{part.name} {part.margin:+.2f}x"
+        return f"drop {number(part.found, metric)}, wanted at most {number(part.wanted, metric, sign=False)}"
+    return f"{part.name} {part.found:.2f}x, wanted {part.wanted:g}x"
 
 
 def peers(found: Sequence[Figures]) -> str:
@@ -117,7 +117,7 @@ def _peer(figures: Figures, variant: str) -> str:
 
 
 def searches(found: Sequence[Figures]) -> str:
-    """Minutes of each family's search, on what, and of its repetition on another fold."""
+    """Minutes of each family's search, why it ended, and what else was at work meanwhile."""
     rows = []
     for figures in found:
         if searched := figures.searched:
@@ -130,13 +130,36 @@ def searches(found: Sequence[Figures]) -> str:
                     str(len(searched.candidates)),
                     f"{'at least ' * searched.resumed}{searched.seconds / 60:.1f}",
                     f"{longest.seconds:.0f} ({longest.name})" if longest else "-",
+                    searched.effort,
                     searched.stopped or "-",
+                    "; ".join(beside(figures, found)) or "-",
                     within,
                 ]
             )
     limit = f"at most {WANTED_S / 60:g}"
-    text = markdown(("", "candidates", "minutes", "the longest, s", "stopped", limit), rows)
-    return f"{text}\nTraining of the original excluded. The time of each step stands in the family's table.\n"
+    head = ("", "candidates", "minutes", "the longest, s", "effort", "stopped", "on the same cores meanwhile", limit)
+    return (
+        f"{markdown(head, rows)}\nTraining of the original excluded. The time of each step stands in the family's "
+        "table. Where another family was at work on the same cores, the minutes are more than the search needs by "
+        "itself, and a time limit ended it earlier.\n"
+    )
+
+
+def beside(figures: Figures, found: Sequence[Figures]) -> list[str]:
+    """Titles of the families whose search, or whose chosen chain on another fold, was worked on during this search."""
+    spans = {other.family.title: [*map(_span, other.of(Searched)), *map(_span, other.of(Repeated))] for other in found}
+    begin, end = spans[figures.family.title][0]
+    return [
+        title
+        for title, times in spans.items()
+        if title != figures.family.title and any(b < end and e > begin for b, e in times)
+    ]
+
+
+def _span(line: Searched | Repeated) -> tuple[dt.datetime, dt.datetime]:
+    """When it was worked on, to the minute at which its line was made."""
+    end = dt.datetime.strptime(line.date, DATE).replace(tzinfo=dt.timezone.utc)
+    return end - dt.timedelta(seconds=line.seconds), end
 
 
 def size(value: float | None) -> str:
@@ -147,8 +170,12 @@ def number(value: float, metric: str, *, sign: bool = True) -> str:
     """A difference in the metric: points of 100 for accuracy, else as it is."""
     plus = "+" if sign else ""
     if metric == ACCURACY:
-        return f"{POINTS * value:{plus}.2f} pt" if sign else f"{POINTS * value:g} pt"
-    return f"{value:{plus}.4f}" if sign else f"{value:g}"
+        return f"{_not_minus_zero(POINTS * value, 2):{plus}.2f} pt" if sign else f"{POINTS * value:g} pt"
+    return f"{_not_minus_zero(value, 4):{plus}.4f}" if sign else f"{value:g}"
+
+
+def _not_minus_zero(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0
 
 
 def drop(judged: Judged | None) -> str:

@@ -22,6 +22,7 @@ from benchmarks.compression.finished import Finished, key_of
 from benchmarks.compression.judging import Seen
 from benchmarks.compression.records import (
     CHOSEN,
+    DATE,
     FLOAT32,
     Candidate,
     Failed,
@@ -262,7 +263,8 @@ class Work:
 
     def _verdict(self, variant: str, fold: int | None, folds: list[Seen]) -> Judged:
         recipe = self._family.recipe(0)
-        verdict = judging.judged(folds, metric=recipe.metric, seed=recipe.seed)
+        together = self._family.together
+        verdict = judging.judged(folds, metric=recipe.metric, seed=recipe.seed, together=together)
         return self._line(Judged, variant=variant, fold=fold, metric=self._family.metric, verdict=verdict)
 
     def _trained(self, task: Task, fold: int) -> Trained:
@@ -290,7 +292,7 @@ class Work:
         )
 
     def _line(self, kind: Callable[..., Kind], **facts: object) -> Kind:
-        today = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        today = dt.datetime.now(dt.timezone.utc).strftime(DATE)
         return kind(device=machine.device(), git=self._code.name, date=today, family=self._family.name, **facts)
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import ExportError
-from edge_runtime.model.session import SessionSettings, create
+from edge_runtime.errors import ExportError, ModelError
+from edge_runtime.model.session import CPU, SessionSettings, create
 from edge_runtime.records import Floats
+from export.quiet import one_line
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
     from torch import nn
 
 BATCH = 64
@@ -79,20 +81,29 @@ def parse(model: bytes) -> onnx.ModelProto:
     return proto
 
 
-def outputs_of(artifact: Artifact, inputs: Floats) -> Floats:
+def outputs_of(artifact: Artifact, inputs: Floats, *, provider: str = CPU) -> Floats:
     """What the graph returns for inputs, in batches as large as it takes, one thread.
 
-    inputs: (n, ...) float32 in the model's layout. Raises ModelError when ONNX Runtime refuses the model.
+    inputs: (n, ...) float32 in the model's layout. Raises ModelError when ONNX Runtime refuses or fails the model.
     """
-    session = create(artifact.model, settings=SessionSettings(), entries=artifact.session)
+    session = create(artifact.model, settings=SessionSettings(provider=provider), entries=artifact.session)
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else BATCH
     parts = [
-        session.run([artifact.output], {artifact.input: np.ascontiguousarray(inputs[i : i + batch])})[0]
+        ran(session, artifact.output, {artifact.input: np.ascontiguousarray(inputs[i : i + batch])})
         for i in range(0, len(inputs), batch)
     ]
     joined: Floats = np.concatenate(parts)
     return joined
+
+
+def ran(session: onnxruntime.InferenceSession, output: str, feed: dict[str, Any]) -> Floats:
+    """One output of one run. Raises ModelError with what ONNX Runtime says when it fails."""
+    try:
+        found: Floats = session.run([output], feed)[0]
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime does not run the model: {one_line(error)}") from error
+    return found
 
 
 def ancestors(graph: onnx.GraphProto, tensor: str) -> set[str]:

@@ -66,6 +66,14 @@ class Cache:
         self._known[key] = known
         return known
 
+    def is_made(self, chain: Chain) -> bool:
+        """Whether its artifact, or why there is none, is known."""
+        key = self.key(chain)
+        try:
+            return key in self._known or self._artifact(key) is not None
+        except ExportError:
+            return True
+
     def key(self, chain: Chain) -> str:
         """Of a candidate: 32 hexadecimal digits."""
         return hashlib.sha256(self._task_digest + msgspec.json.encode(chain, order="deterministic")).hexdigest()[:32]

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 EFFORTS = ("quick", "default", "thorough", "post-training")
 CACHE = Path("~/.cache/edge-export")
 PAGES = (".html", ".txt")
+TARGET_HELP = "local, local:cuda, emulated:a72 (a53, a76), or mqtts://user@host/node?password_file=FILE."
+TIME_LIMIT_HELP = "No training is begun that would end past it. Default: 18min; 6min for quick; else none."
 DATA_HELP = "Windows of an ONNX file, .npz: calibrate, validation, validation_targets, test, test_targets."
 
 
@@ -50,9 +52,9 @@ def _amount(kind: str) -> Callable[[str], float]:
 @click.option("--max-drop", type=_amount("share"), metavar="0.5%", help="Of the metric, absolute.")
 @click.option("--p95", type=_amount("milliseconds"), metavar="5ms", help="Of one window, on the target.")
 @click.option("--size", type=_amount("kilobytes"), metavar="40kB", help="Of the ONNX file.")
-@click.option("--target", default="local", show_default=True, help="local, or mqtt://user@host/node.")
+@click.option("--target", default="local", show_default=True, help=TARGET_HELP)
 @click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True, help="How long to look.")
-@click.option("--time-limit", type=_amount("seconds"), metavar="20min", help="No new candidate is begun after it.")
+@click.option("--time-limit", type=_amount("seconds"), metavar="20min", help=TIME_LIMIT_HELP)
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's, else 0.")
 @click.option(
     "--cache",
@@ -99,6 +101,11 @@ def compress(
         from export.targets import parse
 
         parse(target)
+        if target.startswith("mqtt://"):
+            from export.remote import exposed
+
+            if risk := exposed(target):
+                click.echo(f"edge-export: warning: {risk}", err=True)
         asked = Budget(max_drop, p95, size)
         with progress() as say:
             task = _task(model, data, told, asked, seed=seed, folder=cache.expanduser(), say=say)
@@ -191,10 +198,18 @@ def explain(model: Path, page: Path | None) -> None:
 @click.command()
 @click.argument("bundle", type=FILE)
 @click.option("--source", type=FILE, required=True, help="The recipe or ONNX file that it was made from.")
+@click.option(
+    "--max-drop",
+    type=_amount("share"),
+    metavar="0.5%",
+    help="Of the metric, absolute; default the recipe's, else 1 %. The bundle's own budget can only make it stricter.",
+)
 @click.option("--data", type=FILE, help=DATA_HELP)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=CACHE, show_default=True)
 @spec_options
-def verify(*, bundle: Path, source: Path, data: Path | None, cache: Path, **told: object) -> None:
+def verify(
+    *, bundle: Path, source: Path, max_drop: float | None, data: Path | None, cache: Path, **told: object
+) -> None:
     """Prove BUNDLE against the model that it was made from. Exit code 3 when it is not proven."""
 
     def run() -> int:
@@ -205,7 +220,7 @@ def verify(*, bundle: Path, source: Path, data: Path | None, cache: Path, **told
             from export import verify as proof
 
             seed = read(bundle).manifest.provenance.seed
-            task = _task(source, data, told, Budget(), seed=seed, folder=cache.expanduser(), say=say)
+            task = _task(source, data, told, Budget(max_drop), seed=seed, folder=cache.expanduser(), say=say)
 
             say("verifying")
             found = proof.verify(bundle, task)

@@ -107,8 +107,9 @@ def compress(
     a function that trains a network in place; None leaves pruning out. calibrate: by default drawn from train. sample:
     windows to export with, by default those of calibration. validate, test: windows and labels, or windows alone,
     which are judged by agreement with the original. output: what the model returns. input, labels, name, version:
-    for the bundle. target: local, or mqtt://user@host/node. cache: a folder in which candidates are kept, so that a
-    search goes on where it was broken off.
+    for the bundle. target: local, local:cuda, emulated:a72 or mqtts://user@host/node. time_limit_s: no training is
+    begun that would end past it; by default that of the effort, math.inf for none. cache: a folder in which candidates
+    are kept, so that a search goes on where it was broken off.
     Raises ExportError when the model or the data cannot be used, with what was found and what was wanted.
     """
     require_tools(("onnx",) if isinstance(model, Path | str) else ("torch", "onnx", "onnxscript"))

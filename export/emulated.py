@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.model.session import CPU
 from edge_runtime.records import Floats
 from export.arm64.cores import core
 from export.arm64.counter import version
@@ -16,7 +17,7 @@ from export.probe import Failure
 class Emulated:
     """One of arm64.cores.CORES, under QEMU."""
 
-    gpu, is_time = False, False
+    provider, is_time = CPU, False
 
     def __init__(self, name: str) -> None:
         """Raises ExportError for a processor that is not known."""

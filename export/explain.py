@@ -33,6 +33,7 @@ from export.sizes import Size, sizes
 if TYPE_CHECKING:
     import onnx
 
+    from export.candidate import Measured
     from export.search import Outcome
     from export.space import Chain
 
@@ -70,7 +71,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
     run_us: median of a run without a profile. overhead_us: what the profile cost at each node, taken off. nodes: in
     the order in which they run. size: bytes of the ONNX file. steps: what was done to the model. sensitivity: the most
-    harmful layer first.
+    harmful layer first; of the static int8 that was not chosen, and why, where untaken says so.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Explanation(msgspec.Struct, frozen=True):
     sensitivity: tuple[Sensitivity, ...]
     original: Original | None
     warnings: tuple[str, ...]
+    untaken: str = ""
 
     def __str__(self) -> str:
         return text(self)
@@ -192,16 +194,16 @@ def _noise(graph: Graph, tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def explain_outcome(outcome: Outcome) -> Explanation:
-    """The same of what a search chose, beside the original. Raises ExportError when nothing was chosen."""
+    """The same of what a search chose, beside the original. Raises ExportError when nothing was chosen.
+
+    Where it is not static int8, the sensitivity is that of the static int8 which came nearest.
+    """
     task, chosen = outcome.task, outcome.chosen
     if chosen is None or chosen.artifact is None:
         raise ExportError(f"{task.name}: nothing was chosen, so that there is nothing to explain")
-    layers: tuple[Sensitivity, ...] = ()
-    last = chosen.chain[-1] if chosen.chain else None
-    parent = next((m.artifact for m in outcome.measured if m.chain == chosen.chain[:-1]), None)
-    if last is not None and last.kind == "int8" and parent is not None:
-        scheme, method = (str(last.settings[name]) for name in ("scheme", "method"))
-        layers = sensitivity(parent, task.calibrate, scheme=scheme, method=method)
+    studied = chosen if _is_static(chosen) else _nearest(outcome, chosen)
+    layers = () if studied is None else _layers_of(outcome, studied)
+    untaken = "" if studied is None or studied is chosen else _untaken(outcome, studied)
     told = explain(
         chosen.artifact,
         windows=task.validation.inputs,
@@ -209,7 +211,30 @@ def explain_outcome(outcome: Outcome) -> Explanation:
         chain=chosen.chain,
         sensitivity=layers,
     )
-    return msgspec.structs.replace(told, name=f"{task.name}: {chosen.name}")
+    return msgspec.structs.replace(told, name=f"{task.name}: {chosen.name}", untaken=untaken)
+
+
+def _is_static(measured: Measured) -> bool:
+    return bool(measured.chain) and measured.chain[-1].kind == "int8"
+
+
+def _nearest(outcome: Outcome, chosen: Measured) -> Measured | None:
+    """The static int8 that was tried of the chosen network, else of any, with the smallest drop; None without one."""
+    tried = [m for m in outcome.measured if _is_static(m) and m.artifact is not None and m.validation is not None]
+    return min(tried, key=lambda m: (m.chain[:-1] != chosen.chain, m.drop), default=None)
+
+
+def _layers_of(outcome: Outcome, static: Measured) -> tuple[Sensitivity, ...]:
+    parent = next((m.artifact for m in outcome.measured if m.chain == static.chain[:-1]), None)
+    if parent is None:
+        return ()
+    scheme, method = (str(static.chain[-1].settings[name]) for name in ("scheme", "method"))
+    return sensitivity(parent, outcome.task.calibrate, scheme=scheme, method=method)
+
+
+def _untaken(outcome: Outcome, measured: Measured) -> str:
+    reasons = next((v.reasons for m, v in zip(outcome.measured, outcome.verdicts, strict=True) if m is measured), ())
+    return f"{measured.name}, which was not chosen: {'; '.join(reasons)}"
 
 
 def _kept(chain: Chain) -> frozenset[str]:
@@ -355,10 +380,9 @@ def _layers(told: Explanation) -> str:
         f"  {layer.snr_db:6.1f} dB {layer.gain_db:+6.1f} dB  {layer.op} {layer.name}"
         for layer in told.sensitivity[:SHOWN]
     ]
-    title = (
-        "Sensitivity: SNR of the output when only this layer is int8; what it gains when only this layer stays float32"
-    )
-    return "\n".join([title, *lines])
+    whose = f" of {told.untaken}" if told.untaken else ""
+    what = "SNR of the output when only this layer is int8; what it gains when only this layer stays float32"
+    return "\n".join([f"Sensitivity{whose}", f"  {what}", *lines])
 
 
 def _bar(share: float) -> str:

@@ -110,7 +110,8 @@ def _layers(told: Explanation) -> str:
         "what that ratio gains when only this layer stays float32 in an int8 model. The most harmful first."
     )
     plot = bars(rows, title="Noise in the output by layer")
-    return section("Sensitivity by layer", paragraph(note), plot) if rows else ""
+    whose = paragraph(f"Of {told.untaken}") if told.untaken else ""
+    return section("Sensitivity by layer", whose, paragraph(note), plot) if rows else ""
 
 
 def noise(snr_db: float) -> float:

@@ -1,8 +1,8 @@
 """Attention as one operator of ONNX Runtime, where torch's exporter writes thirty.
 
 The exporter takes attention apart, nn.MultiheadAttention with the sequence first, and neither ONNX Runtime nor
-onnxruntime.transformers.optimizer (1.32) puts such a graph together again: what they still fuse, ONNX Runtime fuses
-by itself while loading. So the network is exported anew, from a copy whose attention says what it is.
+onnxruntime.transformers.optimizer (1.32) puts such a graph together again: what the latter still fuses is a sum with
+its normalization, which brings nothing. So the network is exported anew, from a copy whose attention says what it is.
 """
 
 from __future__ import annotations

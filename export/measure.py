@@ -1,7 +1,7 @@
 """How fast a candidate is beside float32: paired rounds in a child process, so that a crash is only a result.
 
-Run as a program it is that child: `python -m export.measure INPUT SEED ENTRIES ENTRIES`, the session entries of the
-baseline and of the candidate, in a folder that holds both models and the window; JSON on stdout.
+Run as a program it is that child: `python -m export.measure INPUT SEED ENTRIES ENTRIES [PROVIDER]`, the session entries
+of the baseline and of the candidate, in a folder that holds both models and the window; JSON on stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.model.paired import PROCESSES, Rounds, pooled, time_in_turn
-from edge_runtime.model.session import SessionSettings, create
+from edge_runtime.model.session import CPU, SessionSettings, create
 from edge_runtime.records import Floats
 from export.artifact import Artifact
 from export.probe import Failure, child
@@ -78,7 +78,9 @@ Cost = Latency | Instructions
 """What a target finds out about a candidate."""
 
 
-def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
+def latency(
+    baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int, provider: str = CPU
+) -> Latency | Failure:
     """Time a candidate beside the baseline in PROCESSES child processes, rounds interleaved, order shuffled.
 
     window: (1, ...) float32 in the model's layout.
@@ -91,7 +93,7 @@ def latency(baseline: Artifact, candidate: Artifact, window: Floats, *, seed: in
         np.save(folder / WINDOW, window)
         entries = [msgspec.json.encode(artifact.session).decode() for artifact in (baseline, candidate)]
         for process in range(PROCESSES):
-            told = child("export.measure", [candidate.input, str(seed + process), *entries], folder)
+            told = child("export.measure", [candidate.input, str(seed + process), *entries, provider], folder)
             if isinstance(told, Failure):
                 return told
             measured.append(msgspec.json.decode(told, type=Rounds))
@@ -109,13 +111,12 @@ def summarize(rounds: Rounds) -> Latency:
 
 def main(arguments: list[str]) -> None:
     """The child: time both models in turn on one window and print the rounds."""
-    input_name, seed, *entries = arguments
+    input_name, seed, before, after, *providers = arguments
+    settings = SessionSettings(provider=providers[0] if providers else CPU)
     inputs = {input_name: np.load(WINDOW)}
     sessions = [
-        create(
-            Path(path).read_bytes(), settings=SessionSettings(), entries=msgspec.json.decode(told, type=dict[str, str])
-        )
-        for path, told in zip((BASELINE, CANDIDATE), entries, strict=True)
+        create(Path(path).read_bytes(), settings=settings, entries=msgspec.json.decode(told, type=dict[str, str]))
+        for path, told in ((BASELINE, before), (CANDIDATE, after))
     ]
     baseline, candidate = (partial(session.run, None, inputs) for session in sessions)
     sys.stdout.buffer.write(msgspec.json.encode(time_in_turn(baseline, candidate, seed=int(seed))))

@@ -41,6 +41,7 @@ def of_recipe(recipe: Recipe, *, folder: Path | None, progress: Progress) -> Tas
         calibrate = drawn(splits.train.inputs, seed=recipe.seed)
         check_disjoint(named, calibrate)
         kept = folder / f"{_digest(recipe, named)}.original.npz" if folder else None
+        trained_now = kept is None or not kept.exists()
         model = trained(recipe, splits, progress, kept=kept)
         progress("exporting to ONNX")
         original = to_onnx.export(model, splits.train.inputs, input_name=recipe.input.name, output_name=recipe.output)
@@ -64,6 +65,7 @@ def of_recipe(recipe: Recipe, *, folder: Path | None, progress: Progress) -> Tas
         augment=recipe.augment,
         summary=recipe.summary,
         code=hashlib.sha256(b"".join(path.read_bytes() for path in files_of(recipe.path))).hexdigest(),
+        trained_now=trained_now,
     )
     return referred(task)
 

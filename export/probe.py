@@ -1,7 +1,7 @@
 """Load and run a model in a child process, so that a crash of ONNX Runtime is a result and not the end.
 
-Run as a program it is that child: `python -m export.probe run|optimize ENTRIES INPUT OUTPUT`, in a folder that holds
-the model, and the inputs where it runs; what it makes is written beside them.
+Run as a program it is that child: `python -m export.probe run|optimize PROVIDER ENTRIES INPUT OUTPUT`, in a folder that
+holds the model, and the inputs where it runs; what it makes is written beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_runtime.model.session import load_onnxruntime
+from edge_runtime.model.session import CPU, load_onnxruntime
 from edge_runtime.records import Floats
 from export.artifact import Artifact, outputs_of
 
@@ -30,7 +30,7 @@ class Failure(msgspec.Struct, frozen=True):
     reason: str
 
 
-def run(artifact: Artifact, inputs: Floats) -> Floats | Failure:
+def run(artifact: Artifact, inputs: Floats, *, provider: str = CPU) -> Floats | Failure:
     """What the graph returns for inputs, computed in a child process.
 
     inputs: (n, ...) float32 in the model's layout.
@@ -38,7 +38,7 @@ def run(artifact: Artifact, inputs: Floats) -> Floats | Failure:
     with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
         folder = Path(name)
         np.save(folder / INPUTS, inputs)
-        done = _ask("run", artifact, folder)
+        done = _ask("run", artifact, folder, provider)
         if isinstance(done, Failure):
             return done
         outputs: Floats = np.load(folder / OUTPUTS)
@@ -48,7 +48,7 @@ def run(artifact: Artifact, inputs: Floats) -> Floats | Failure:
 def optimized(artifact: Artifact) -> bytes | Failure:
     """The graph as ONNX Runtime would run it here: ONNX bytes after all of its optimizations."""
     with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
-        done = _ask("optimize", artifact, Path(name))
+        done = _ask("optimize", artifact, Path(name), CPU)
         return done if isinstance(done, Failure) else (Path(name) / OPTIMIZED).read_bytes()
 
 
@@ -86,19 +86,19 @@ def output_of(
     return done.stdout
 
 
-def _ask(what: str, artifact: Artifact, folder: Path) -> bytes | Failure:
+def _ask(what: str, artifact: Artifact, folder: Path, provider: str) -> bytes | Failure:
     (folder / MODEL).write_bytes(artifact.model)
     entries = msgspec.json.encode(artifact.session).decode()
-    return child("export.probe", [what, entries, artifact.input, artifact.output], folder)
+    return child("export.probe", [what, provider, entries, artifact.input, artifact.output], folder)
 
 
 def main(arguments: list[str]) -> None:
     """The child."""
-    what, entries, input_name, output_name = arguments
+    what, provider, entries, input_name, output_name = arguments
     session = msgspec.json.decode(entries, type=dict[str, str])
     if what == "run":
         artifact = Artifact("", "", Path(MODEL).read_bytes(), input_name, output_name, (), session=session)
-        np.save(OUTPUTS, outputs_of(artifact, np.load(INPUTS)))
+        np.save(OUTPUTS, outputs_of(artifact, np.load(INPUTS), provider=provider))
         return
     ort = load_onnxruntime()
     options = ort.SessionOptions()
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     options.log_severity_level = 3
     for key, value in session.items():
         options.add_session_config_entry(key, value)
-    ort.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(MODEL, options, providers=[provider])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from edge_runtime.errors import ExportError
 from edge_runtime.model.session import load_onnxruntime
 from edge_runtime.records import Floats
+from export import probe
 from export.artifact import (
     DEQUANTIZE,
     RECURRENT,
@@ -34,6 +35,7 @@ from export.calibrate import Range, check_method, ranges
 from export.evaluate import snr_db
 from export.islands import islands
 from export.prepare import MIN_OPSET, Prepared, prepared
+from export.probe import Failure
 from export.quiet import one_line, silenced
 
 if TYPE_CHECKING:
@@ -124,9 +126,12 @@ def _qdq(artifact: Artifact, windows: Floats, scheme: Scheme) -> Artifact:
 def _compared(artifact: Artifact, made: Artifact, windows: Floats, method: str) -> str:
     """What the int8 outputs over the windows have to do with those in float32.
 
-    Raises ExportError when it is next to nothing, in all or in what the outputs vary by from window to window.
+    Raises ExportError when it is next to nothing, in all or in what the outputs vary by from window to window, and
+    when the int8 graph does not survive a child process.
     """
-    wanted, found = outputs_of(artifact, windows), outputs_of(made, windows)
+    wanted, found = outputs_of(artifact, windows), probe.run(made, windows)
+    if isinstance(found, Failure):
+        raise ExportError(f"static int8: ONNX Runtime {found.reason} in a child process")
     typical = wanted.mean(axis=0, keepdims=True)
     whole, varying = snr_db(wanted, found), snr_db(wanted - typical, found - typical)
     agreement = float(np.mean(wanted.argmax(axis=-1) == found.argmax(axis=-1)))

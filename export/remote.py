@@ -5,6 +5,7 @@ The daemon measures in a child process beside its pipelines, where its configura
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import secrets
 import time
@@ -17,6 +18,7 @@ import msgspec
 
 from edge_runtime.errors import MALFORMED, ExportError, TransportError
 from edge_runtime.model.compare import Answer, Device, Graph, Request
+from edge_runtime.model.session import CPU
 from edge_runtime.mqtt.client import make_client
 from edge_runtime.mqtt.presence import Status
 from edge_runtime.mqtt.settings import MAX_PACKET_BYTES, MqttSettings
@@ -60,7 +62,7 @@ class _Info(msgspec.Struct, frozen=True):
 class Remote:
     """A device under a daemon that allows remote benches. device: what it said of itself when it last measured."""
 
-    gpu, is_time = False, True
+    provider, is_time = CPU, True
 
     def __init__(self, settings: MqttSettings, node: str, *, busy_s: float = BUSY_S) -> None:
         """busy_s: how long to try while it measures for others. Raises ValueError for a name that no node has."""
@@ -142,6 +144,26 @@ class Remote:
                     return answer
                 talk.pause(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  so that two who wait do not meet again
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 1.5)
+
+
+def exposed(target: str) -> str:
+    """What a target gives away on the way to its broker, "" when nothing: a password without TLS, to another machine.
+
+    target: one that `Remote.of` takes.
+    """
+    parts = urlsplit(target)
+    host = parts.hostname or ""
+    has_password = "password_file" in dict(parse_qsl(parts.query))
+    if parts.scheme != "mqtt" or not has_password or _is_loopback(host):
+        return ""
+    return f"the password for {host} goes over the network as plain text; wanted mqtts://"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Talk:

@@ -5,6 +5,8 @@ step fine-tuned to answer as the original does, for as long as it keeps the accu
 with the int8 that did best, because compression does not compose: the winner is the one that measures best. What int8
 spoils is repaired: the layers that it hurts most stay float32, or the network is trained to bear it.
 
+A training that would end past the time limit is not begun; what needs none is tried all the same.
+
 Validation decides; the test split is looked at once, at the end, for float32 and the chosen one. `choose` has the rule.
 """
 
@@ -17,9 +19,10 @@ from collections.abc import Callable
 import msgspec
 
 from edge_runtime.errors import ExportError
+from edge_runtime.model.session import CPU
 from export import choose, space
 from export.cache import Cache
-from export.candidate import Measured, OutOfTime, Trial
+from export.candidate import Measured, Trial
 from export.choose import Verdict
 from export.recipe import Progress
 from export.space import Chain, Held, Move
@@ -35,19 +38,23 @@ KEPT_FLOAT = (1, 2, 4)
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How long to look. ratio: channels or units removed in each step. epochs: of training after each."""
+    """How long to look. ratio: channels or units removed in each step. epochs: of training after each.
+
+    time_limit_s: by which the last training ends; seconds of int8, its repair and the test split follow it.
+    """
 
     prunes: bool
     ratio: float
     steps: int
     epochs: int
     aware_epochs: int
+    time_limit_s: float = math.inf
 
 
 EFFORTS = {
     "post-training": Effort(prunes=False, ratio=0, steps=0, epochs=0, aware_epochs=0),
-    "quick": Effort(prunes=True, ratio=0.4, steps=3, epochs=4, aware_epochs=4),
-    "default": Effort(prunes=True, ratio=0.3, steps=7, epochs=10, aware_epochs=10),
+    "quick": Effort(prunes=True, ratio=0.4, steps=3, epochs=4, aware_epochs=4, time_limit_s=360.0),
+    "default": Effort(prunes=True, ratio=0.3, steps=7, epochs=10, aware_epochs=10, time_limit_s=1080.0),
     "thorough": Effort(prunes=True, ratio=0.2, steps=14, epochs=30, aware_epochs=30),
 }
 
@@ -76,38 +83,40 @@ def search(
     effort: str,
     time_limit_s: float | None = None,
     progress: Progress,
+    now_s: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Find the best candidate. Raises ExportError when float32 does not run, or the target cannot tell it by time."""
+    """Find the best candidate. time_limit_s: by default that of the effort, math.inf for none.
+
+    Raises ExportError when float32 does not run, or the target cannot tell it by time.
+    """
     if task.budget.p95_ms is not None and not target.is_time:
         raise ExportError(
             f"target {target.name} counts instructions, and tells nothing of the {task.budget.p95_ms:g} ms"
         )
-    begun_s = time.monotonic()
-    deadline_s = None if time_limit_s is None else begun_s + time_limit_s
-    trial = Trial(task, target, cache, deadline_s=deadline_s, progress=progress)
-    stopped = ""
+    limit_s = EFFORTS[effort].time_limit_s if time_limit_s is None else time_limit_s
+    begun_s = now_s()
+    trial = Trial(task, target, cache, deadline_s=begun_s + limit_s, progress=progress, now_s=now_s)
     float32 = trial.measure(())
     if float32.failure:
         raise ExportError(f"{task.name}: float32 does not run: {float32.failure}")
-    try:
-        explore(trial, space.held(task.original), EFFORTS[effort], gpu=target.gpu)
-    except OutOfTime:
-        stopped = f"time limit of {time_limit_s:g} s reached"
+    explore(trial, space.held(task.original), EFFORTS[effort], gpu=target.provider != CPU)
+    stopped = f"time limit of {limit_s:g} s, not begun: {'; '.join(trial.left_out)}" if trial.left_out else ""
     measured, verdicts = trial.measured, choose.choose(trial.measured, task.budget)
     progress("judging on the test split")
     looked_at = [v.status == "chosen" or not m.chain for m, v in zip(measured, verdicts, strict=True)]
     final = tuple(trial.test(m) if wanted else m for m, wanted in zip(measured, looked_at, strict=True))
     chosen = next((m for m, v in zip(final, verdicts, strict=True) if v.status == "chosen"), None)
-    return Outcome(task, target.name, effort, final, verdicts, chosen, time.monotonic() - begun_s, stopped)
+    return Outcome(task, target.name, effort, final, verdicts, chosen, now_s() - begun_s, stopped)
 
 
 def explore(trial: Trial, held: Held, effort: Effort, *, gpu: bool) -> None:
     """Measure one candidate after the other, each because of those before it."""
     tails = quantize(trial, held, gpu=gpu)
-    if effort.prunes:
-        for narrower in space.prunings(trial.task, held):
+    for narrower in space.prunings(trial.task, held) if effort.prunes else []:
+        with trial.within_time():
             prune(trial, narrower, tails, effort)
-    repair(trial, effort)
+    with trial.within_time():
+        repair(trial, effort)
 
 
 def quantize(trial: Trial, held: Held, *, gpu: bool) -> list[Chain]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
-from export.artifact import Artifact
+from export.artifact import Artifact, ran
 from export.calibrate import Range, ranges
 from export.evaluate import snr_db
 from export.front_end import Feed
@@ -43,7 +43,7 @@ def sensitivity(
     """Every layer with weights that can become int8, the most harmful first: by what float32 there gains.
 
     windows: (n, ...) float32 in the model's layout, for the ranges and the outputs. Calibration is done once.
-    Raises ExportError as `static_qdq` does when the graph cannot be quantized.
+    Raises ExportError as `static_qdq` does when the graph cannot be quantized, ModelError when ONNX Runtime fails.
     """
     check_scheme(scheme)
     ready = prepared(artifact, "sensitivity", min_opset=MIN_OPSET)
@@ -84,7 +84,8 @@ class _Study:
 
     def _outputs(self, body: onnx.ModelProto) -> Floats:
         session = create(body.SerializeToString(), settings=SessionSettings(), entries=self._session)
-        joined: Floats = np.concatenate([session.run(None, feed)[0] for feed in self._feeds])
+        output = session.get_outputs()[0].name
+        joined: Floats = np.concatenate([ran(session, output, feed) for feed in self._feeds])
         return joined
 
 

@@ -91,7 +91,7 @@ def named(chain: Chain) -> str:
         if move.kind not in NARROWER:
             words.append(_named(move))
             continue
-        left *= 1 - _number(move, "ratio")
+        left *= 1 - number(move, "ratio")
         if following is None or following.kind != move.kind:
             what = "units" if move.kind == "prune-units" else move.settings["scope"]
             words.append(f"pruned {100 * (1 - left):.0f}% {what}, {_epochs(chain):g} epochs")
@@ -99,10 +99,11 @@ def named(chain: Chain) -> str:
 
 
 def _epochs(chain: Chain) -> float:
-    return sum(_number(move, "epochs") for move in chain if move.kind in NARROWER)
+    return sum(number(move, "epochs") for move in chain if move.kind in NARROWER)
 
 
-def _number(move: Move, name: str) -> float:
+def number(move: Move, name: str) -> float:
+    """A setting that has to be one. Raises ExportError."""
     value = move.settings[name]
     if not isinstance(value, int | float):
         raise ExportError(f"{move.kind}: {name} is {value!r}, wanted a number")

@@ -1,20 +1,26 @@
-"""Where candidates are timed: this machine, or a daemon on the device."""
+"""Where candidates are timed: this machine's CPU or GPU, or a daemon on the device."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from edge_runtime.errors import ExportError
+from edge_runtime.model.session import CPU, load_onnxruntime
 from edge_runtime.records import Floats
 from export import measure
 from export.artifact import Artifact
-from export.machine import machine
+from export.machine import gpus, machine
 from export.measure import Cost, Latency
 from export.probe import Failure
 
+PROVIDERS = {"local": CPU, "local:cuda": "CUDAExecutionProvider"}
+
 
 class Target(Protocol):
-    """Measures a candidate beside float32. gpu: whether it would run on a GPU. is_time: whether it tells time."""
+    """Measures a candidate beside float32. is_time: whether it tells time.
+
+    provider: ONNX Runtime's execution provider there, by which candidates are judged here.
+    """
 
     @property
     def name(self) -> str: ...
@@ -23,7 +29,7 @@ class Target(Protocol):
         """What times taken there hold for: the processor, and what runs the models on it."""
 
     @property
-    def gpu(self) -> bool: ...
+    def provider(self) -> str: ...
     @property
     def is_time(self) -> bool: ...
     def cost(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Cost | Failure:
@@ -31,23 +37,32 @@ class Target(Protocol):
 
 
 class Local:
-    """This machine's CPU."""
+    """This machine's CPU, or its NVIDIA GPU."""
 
-    name = "local"
-    gpu, is_time = False, True
+    is_time = True
+
+    def __init__(self, name: str = "local") -> None:
+        """name: one of PROVIDERS. Raises ExportError when this ONNX Runtime does not have that provider."""
+        self.name, self.provider = name, PROVIDERS[name]
+        available = load_onnxruntime().get_available_providers()
+        if self.provider not in available:
+            raise ExportError(
+                f"target {name}: ONNX Runtime has {', '.join(available)}, wanted {self.provider}: "
+                "install it with pip install 'edge-runtime[gpu]', after pip uninstall onnxruntime"
+            )
 
     @property
     def place(self) -> str:
-        return f"{self.name}: {machine()}"
+        return f"{self.name}: {machine()}{'' if self.provider == CPU else f', {gpus()}'}"
 
     def cost(self, baseline: Artifact, candidate: Artifact, window: Floats, *, seed: int) -> Latency | Failure:
-        return measure.latency(baseline, candidate, window, seed=seed)
+        return measure.latency(baseline, candidate, window, seed=seed, provider=self.provider)
 
 
 def parse(text: str) -> Target:
-    """`local`, `mqtt[s]://[user@]host[:port]/node`, or `emulated:CORE`. Raises ExportError for anything else."""
-    if text == "local":
-        return Local()
+    """`local[:cuda]`, `mqtt[s]://[user@]host[:port]/node`, or `emulated:CORE`. Raises ExportError for anything else."""
+    if text in PROVIDERS:
+        return Local(text)
     if text.startswith(("mqtt://", "mqtts://")):
         from export.remote import Remote  # paho only when it is asked for
 
@@ -59,4 +74,4 @@ def parse(text: str) -> Target:
     raise ExportError(f"target {text!r}, wanted {WANTED}")
 
 
-WANTED = "local, mqtt://user@host/node or emulated:a72 (a53, a76)"
+WANTED = "local, local:cuda, mqtt://user@host/node or emulated:a72 (a53, a76)"

@@ -29,7 +29,8 @@ class Task(msgspec.Struct, frozen=True):
     network where torch has it. reference: what the original returns for each split there is.
     augment: (features, generator) to features of the same shape, for fine-tuning; features are what the front-end
     gives, or the input without one. code: of the files that they and the metric come from, a digest; "" where their own
-    files are all there is. finetune: trains a network in place, instead of distillation.
+    files are all there is. finetune: trains a network in place, instead of distillation. trained_now: the original was
+    trained for this task, not read from weights that were kept.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task(msgspec.Struct, frozen=True):
     finetune: FineTune | None = None
     summary: str = ""
     code: str = ""
+    trained_now: bool = False
 
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""

@@ -21,6 +21,7 @@ from export.artifact import Artifact, batch_of, changed, name_nodes, outputs_of,
 from export.quiet import silenced
 from export.train import torch_outputs
 
+BIAS = 2  # the input of a Conv
 MAX_COMPUTED = 256  # elements: larger tensors that can be computed from smaller ones are not stored in the file
 EXAMPLE_BATCH = 2  # an example of one window makes the exporter fix the batch axis to 1 (pytorch#157621)
 FRONT_END = "front_end"
@@ -174,7 +175,10 @@ def _is_stored(node: ir.Node) -> bool | None:
     """False for a large tensor that small constants give: ONNX Runtime computes it while loading, the file stays small.
 
     The exporter's own folding, which None leaves the decision to, makes 120 KB of the cosines of a Fourier transform.
+    Biases are stored: one that is computed keeps a normalization from being folded into its convolution.
     """
+    if any(use.node.op_type == "Conv" and use.idx == BIAS for value in node.outputs for use in value.uses()):
+        return None
     given = [value.const_value for value in node.inputs if value is not None]
     if any(tensor is None or tensor.size > MAX_COMPUTED for tensor in given):
         return None

@@ -16,6 +16,7 @@ from edge_runtime.model.gate import GateReport, gate
 from edge_runtime.model.manifest import ERROR_KINDS, OutputKind
 from edge_runtime.model.session import Session, SessionSettings, scores_of
 from edge_runtime.records import Floats, InputSpec
+from export.compress import DEFAULT_DROP
 from export.evaluate import Drop, evaluate, snr_db
 from export.pack_onnx import GATE
 from export.recipe import Metric, Split
@@ -64,6 +65,7 @@ class Verification(msgspec.Struct, frozen=True):
     """What was found about a bundle. digest: sha256 of the file. source: the model it was held against.
 
     size_kb: of the ONNX file inside; None when the bundle could not be read. p95_ms: of one window in the gate here.
+    changed: what was done to the weights, so that the metric alone is judged; "" when they could be compared.
     """
 
     bundle: str
@@ -74,6 +76,7 @@ class Verification(msgspec.Struct, frozen=True):
     compared: tuple[Compared, ...] = ()
     size_kb: float | None = None
     p95_ms: float | None = None
+    changed: str = ""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ def verify(path: Path, task: Task) -> Verification:
     """Prove a bundle against a task's original on the windows of its validation and test splits.
 
     It is loaded here only after the gate's child process has survived it. Whatever is wrong with the bundle is a
-    finding, not an error.
+    finding, not an error. The drop that is allowed is the task's; the bundle's own budget can only make it stricter.
     """
     report = gate(path, GATE)
     findings = [_gated(report)]
@@ -109,7 +112,8 @@ def verify(path: Path, task: Task) -> Verification:
         return msgspec.structs.replace(told, findings=tuple(findings))
     weights = found_again(task.original, bundle.model)
     changed = _changed(weights, bundle)
-    findings.append(_weighed(weights, changed))
+    findings += [*_weighed(weights, changed, task)]
+    told = msgspec.structs.replace(told, changed=changed)
     try:
         session = Session(bundle, SessionSettings())
     except BundleError as error:
@@ -179,18 +183,22 @@ def _sized(bundle: Bundle) -> Finding:
 def _changed(weights: Weights, bundle: Bundle) -> str:
     """What was done to the weights that leaves the metric alone to be judged; "" when nothing was."""
     if weights.elements and weights.alike < ALIKE:
-        return "pruned"
-    return "trained again" if any(TRAINED.search(step) for step in bundle.manifest.provenance.steps) else ""
+        return "they were pruned"
+    return "they were trained again" if any(TRAINED.search(step) for step in bundle.manifest.provenance.steps) else ""
 
 
-def _weighed(weights: Weights, changed: str) -> Finding:
-    """Whether the weights are the source's, where they should be."""
+def _weighed(weights: Weights, changed: str, task: Task) -> Iterator[Finding]:
+    """Whether the weights are the source's, where they should be, and where the source has its own from."""
     found = f"{weights.found:.0%} of {weights.elements} weights of the source found again"
+    ok = bool(changed) or not weights.elements or weights.found >= FOUND
     if changed:
-        return Finding("weights", ok=True, detail=f"{found}: {changed}, so that the metric alone is judged")
-    ok = not weights.elements or weights.found >= FOUND
-    wanted = "" if ok else f", wanted at least {FOUND:.0%}: it has weights of the same sizes, but other ones"
-    return Finding("weights", ok, f"{found}{wanted}")
+        found = f"{found}: {changed}, so that the metric alone is judged"
+    elif not ok:
+        found = f"{found}, wanted at least {FOUND:.0%}: it has weights of the same sizes, but other ones"
+    yield Finding("weights", ok, found)
+    if task.trained_now:
+        detail = "was trained here, now: the weights that the bundle was made from only where training repeats them"
+        yield Finding("source", ok=True, detail=detail)
 
 
 def _compared(name: str, split: Split, session: Session, task: Task) -> Compared:
@@ -242,27 +250,36 @@ def _agreed(found: Compared, *, is_wanted: bool) -> Finding:
 
 
 def _dropped(found: Compared, bundle: Bundle, task: Task) -> Finding:
-    """The drop of the metric against the bundle's own budget, the task's where it has none."""
-    name = f"drop on {found.split}"
-    drop, own = found.drop, bundle.manifest.budgets.max_drop
-    allowed = own if own is not None else task.budget.max_drop
-    told = (
-        f"{POINTS * drop.value:+.2f} points [{POINTS * drop.low:+.2f}, {POINTS * drop.high:+.2f}], p {drop.p_value:.2g}"
-    )
-    if allowed is None:
-        return Finding(name, not drop.low > 0, f"{told}, no budget: wanted none that is significant")
-    whose = "its budget" if own is not None else "the source's budget"
-    return Finding(name, drop.value <= allowed, f"{told}, {whose} {POINTS * allowed:g}")
+    """The drop of the metric against what is allowed, and whether the windows are enough to say so."""
+    drop, n = found.drop, found.n
+    allowed, whose = _allowed(bundle.manifest.budgets.max_drop, task.budget.max_drop)
+    interval = f"[{POINTS * drop.low:+.2f}, {POINTS * drop.high:+.2f}]"
+    told = f"{POINTS * drop.value:+.2f} points {interval}, p {drop.p_value:.2g}, allowed {POINTS * allowed:g} {whose}"
+    ok = drop.value <= allowed
+    if drop.low > allowed:
+        told = f"{told}: refuted"
+    elif not drop.high <= allowed:  # an interval that nobody could find (NaN) too
+        told = f"{told}: {n} windows cannot tell it from a {'larger' if ok else 'smaller'} one"
+    return Finding(f"drop on {found.split}", ok, told)
+
+
+def _allowed(own: float | None, asked: float | None) -> tuple[float, str]:
+    """The drop that is allowed, and who says so: a bundle cannot set its own exam."""
+    allowed, whose = (DEFAULT_DROP, "by default") if asked is None else (asked, "as asked")
+    return (own, "by its own budget") if own is not None and own < allowed else (allowed, whose)
 
 
 def text(told: Verification) -> str:
     """The verdict, every reason against it, then all that was looked at."""
     verdict = "proven" if told.proven else "not proven"
+    alone = (
+        f" by its metric alone: its weights cannot be compared, {told.changed}" if told.proven and told.changed else ""
+    )
     size = "" if told.size_kb is None else f", {told.size_kb:.1f} KB"
     p95 = "" if told.p95_ms is None else f", p95 {told.p95_ms:.3g} ms here"
     width = max(len(finding.name) for finding in told.findings)
     lines = [
-        f"{told.bundle}: {verdict} against {told.source}",
+        f"{told.bundle}: {verdict} against {told.source}{alone}",
         f"{told.model or 'no model'}, sha256 {told.digest or 'unknown'}{size}{p95}",
         *(f"  {'ok' if f.ok else 'NO'}  {f.name:{width}}  {f.detail}" for f in told.findings),
     ]

@@ -461,7 +461,10 @@ def test_of_a_search_that_was_broken_off_nobody_says_that_it_was_fast_enough() -
     once = searched(candidate("float32", 10.0, 1.0, 0.0))
     told = [row(show.searches([Figures(FAMILY, [found])]), "2-D CNN") for found in (once, resumed(once))]
 
-    assert [(cells[2], cells[-1]) for cells in told] == [("10.0", "yes |"), ("at least 10.0", "not known: broken off |")]
+    assert [(cells[2], cells[-1]) for cells in told] == [
+        ("10.0", "yes |"),
+        ("at least 10.0", "not known: broken off |"),
+    ]
 
 
 def resumed(found: Searched) -> Searched:

@@ -152,4 +152,4 @@ def check(lines: list[Line]) -> None:
     assert sizes[FLOAT32, 1].onnx > sizes[CHOSEN, 1].onnx > sizes[CHOSEN, 1].gzip
     assert (sizes[CHOSEN, 0].bundle or 0) > sizes[CHOSEN, 0].onnx
     assert {line.variant for line in lines if isinstance(line, Timed)} == {CHOSEN, "dynamic"}
-    assert "| yes: size" in render.page(lines)
+    assert "| yes |" in render.page(lines)

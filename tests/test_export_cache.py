@@ -47,7 +47,7 @@ def task() -> Task:
 
 
 def trial(task: Task, folder: Path) -> Trial:
-    return Trial(task, Local(), Cache(task, folder, quiet), deadline_s=None, progress=quiet)
+    return Trial(task, Local(), Cache(task, folder, quiet), progress=quiet)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_candidate_that_cannot_be_judged_is_a_result(task: Task, timed: list[s
 
     monkeypatch.setattr(candidate, "evaluate", refuse)
 
-    found = Trial(task, Local(), Cache(task, None, quiet), deadline_s=None, progress=quiet).measure(INT8)
+    found = Trial(task, Local(), Cache(task, None, quiet), progress=quiet).measure(INT8)
 
     assert found.failure == "metric() returned nan, wanted a finite number"
     assert timed == []

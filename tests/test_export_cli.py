@@ -294,3 +294,10 @@ def test_a_failing_recipe_is_exit_code_1_and_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["run"], ["run", "absent.py"], ["run", str(TONES), "-o", "no/such/x.edge"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path) -> None:
     assert edge_export(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_a_recipes_network_is_trained_once_and_said_to_be_where_it_was(tmp_path: Path) -> None:
+    first, second = (originals.of_recipe(load(TONES), folder=tmp_path, progress=quiet) for _ in range(2))
+
+    assert (first.trained_now, second.trained_now) == (True, False)
+    assert first.original.model == second.original.model

@@ -21,6 +21,8 @@ from export import explain as explanations
 from export import explain_html, quantize, space, weight_only
 from export.artifact import Artifact
 from export.candidate import Measured
+from export.choose import Verdict
+from export.evaluate import Drop, Evaluation
 from export.explain import Explanation, Node, explain, explain_bundle, explain_file, explain_outcome, text
 from export.node_times import overhead, profile
 from export.reasons import KINDS
@@ -237,6 +239,40 @@ def test_what_a_search_chose_is_explained_beside_the_original_with_its_layers() 
     assert told.original is not None
     assert {layer.op for layer in told.sensitivity} == {"Conv", "Gemm"}
     assert str(told).startswith("noise: int8 u8s8 minmax, int8: ")
+
+
+def test_where_int8_was_tried_and_not_chosen_its_layers_and_the_reason_are_shown() -> None:
+    searched = found(chosen=True)
+    float32, tried = searched.measured
+    drop = Drop(0.3, 0.01, 0.25, 0.35, 0.0)
+    judged = Evaluation(n=32, metric=0.6, low=0.4, high=0.8, agreement=0.7, snr_db=9.0, drop=drop)
+    worse = Measured(
+        (space.int8("s8s8"),), tried.artifact, validation=msgspec.structs.replace(judged, drop=drop._replace(value=0.4))
+    )
+    measured = (float32, worse, msgspec.structs.replace(tried, validation=judged))
+    verdicts = (
+        Verdict("float32", "chosen"),
+        Verdict(worse.name, "rejected"),
+        Verdict(tried.name, "rejected", ("too bad",)),
+    )
+    outcome = msgspec.structs.replace(searched, measured=measured, verdicts=verdicts, chosen=float32)
+
+    told = explain_outcome(outcome)
+
+    assert told.name == "noise: float32"
+    assert {layer.op for layer in told.sensitivity} == {"Conv", "Gemm"}
+    assert "Sensitivity of int8 u8s8 minmax, which was not chosen: too bad" in str(told)
+    assert "Of int8 u8s8 minmax, which was not chosen: too bad" in explain_html.page(told)
+
+
+def test_where_no_static_int8_was_tried_no_sensitivity_is_shown() -> None:
+    searched = found(chosen=True)
+    float32 = searched.measured[0]
+
+    told = explain_outcome(msgspec.structs.replace(searched, measured=(float32,), chosen=float32))
+
+    assert (told.sensitivity, told.untaken) == ((), "")
+    assert "Sensitivity" not in str(told) + explain_html.page(told)
 
 
 def test_a_search_that_chose_nothing_has_nothing_to_explain() -> None:

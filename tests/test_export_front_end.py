@@ -81,6 +81,16 @@ def test_tables_that_the_front_end_computes_are_not_in_the_file_and_cost_nothing
     assert kinds[0] == kinds[1]
 
 
+def test_a_normalization_after_a_wide_convolution_is_folded_into_it() -> None:
+    wide = to_onnx.MAX_COMPUTED + 1
+    net = nn.Sequential(nn.Conv1d(2, wide, 1, bias=False), nn.BatchNorm1d(wide), nn.ReLU()).eval().requires_grad_(False)
+    windows = np.ones((8, 2, 8), np.float32)
+
+    graph = parse(to_onnx.export(net, windows, input_name="x", output_name="y").model).graph
+
+    assert [node.op_type for node in graph.node] == ["Conv", "Relu"]
+
+
 def test_tables_that_are_a_buffer_are_stored_as_they_are() -> None:
     front = Stored()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from export_nets import exported, windows
+from onnxruntime.transformers import optimizer
 from torch import nn
 
 from edge_runtime.errors import ExportError
@@ -90,6 +91,23 @@ def test_attention_by_hand_becomes_one_with_its_three_projections(causal: bool) 
 
     assert (kinds(done)["Attention"], kinds(done)["MatMul"] + kinds(done)["Gemm"]) == (1, 2)
     assert snr_db(outputs_of(before, WINDOWS), outputs_of(done, WINDOWS)) > 100
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+@pytest.mark.parametrize(
+    ("artifact", "residuals"),
+    [(exported("encoder"), 2), (exported("pre-norm encoder"), 1), (network(ByHand), 0)],
+    ids=["encoder", "pre-norm encoder", "by hand"],
+)
+def test_onnxruntimes_own_optimizer_fuses_no_attention_of_our_exports_only_residuals(
+    artifact: Artifact, residuals: int, kind: str
+) -> None:
+    """What fuse.py and docs/export-steps.md say of onnxruntime.transformers.optimizer, and why fuse.py is ours."""
+    done = optimizer.optimize_model(parse(artifact.model), model_type=kind, num_heads=4, hidden_size=32, opt_level=0)
+
+    fused = Counter(node.op_type for node in done.model.graph.node if node.domain == policy.MICROSOFT)
+    assert fused == Counter({"SkipLayerNormalization": residuals} if residuals else {})
+    assert {"Softmax", "Transpose", "Slice"} <= {node.op_type for node in done.model.graph.node}
 
 
 def test_dynamic_int8_computes_a_fused_attention_in_int8() -> None:

@@ -139,6 +139,7 @@ def test_weight_only_and_dynamic_bundles_that_need_a_session_entry_or_single_win
         shape=(12, 6),
         labels=(*LABELS, "e"),
         input=InputSpec("x", CHANNELS[:6], ("g",) * 6, 12, 12, 10.0, "NTC"),
+        budget=Budget(max_drop=0.02),
     )
     for step in (weight_only.int8(), quantize.dynamic()):
         artifact = to_onnx.with_scores(step(recurrent("LSTM")))
@@ -157,7 +158,7 @@ def test_a_bundle_made_from_other_weights_is_not_proven_and_the_figures_say_why(
     assert reasons["weights"].startswith("0% of 768 weights of the source found again, wanted at least 30%")
     assert "of 300 windows are answered as the source answers them, wanted at least 90%" in reasons["agreement on test"]
     assert told.compared[1].agreement < 0.6
-    assert "its budget 2" in reasons["drop on test"]
+    assert "allowed 1 by default: refuted" in reasons["drop on test"]
     assert told.compared[1].drop.p_value < 1e-6
 
 
@@ -166,10 +167,11 @@ def test_a_narrower_network_is_judged_by_its_metric_alone(tmp_path: Path) -> Non
 
     found = {finding.name: finding for finding in told.findings}
     assert found["weights"].ok
-    assert "pruned, so that the metric alone is judged" in found["weights"].detail
+    assert "they were pruned, so that the metric alone is judged" in found["weights"].detail
     assert found["agreement on test"].ok
     assert told.compared[1].agreement < 0.6
     assert failed(told).keys() == {"drop on validation", "drop on test"}
+    assert failed(told)["drop on test"].endswith("allowed 1 by default: refuted")
 
 
 def test_a_network_that_was_trained_again_and_became_better_is_proven(tmp_path: Path) -> None:
@@ -183,6 +185,8 @@ def test_a_network_that_was_trained_again_and_became_better_is_proven(tmp_path: 
     silent = verify(write(tmp_path / "c.edge", better), source)
 
     assert told.proven, told
+    alone = "by its metric alone: its weights cannot be compared, they were trained again"
+    assert str(told).splitlines()[0].endswith(f"b.edge: proven against noise/recipe.py {alone}")
     assert told.compared[1].drop.value < -0.3
     assert not silent.proven
     assert {"weights", "agreement on test"} <= failed(silent).keys()
@@ -289,12 +293,16 @@ def test_a_damaged_file_is_a_finding_not_an_error(tmp_path: Path) -> None:
     assert "not proven" in str(told)
 
 
-def test_without_any_budget_only_a_significant_drop_counts(tmp_path: Path) -> None:
-    same = verify(write(tmp_path / "b.edge", int8(dense()), budgets=Budgets()), noise())
-    other = verify(write(tmp_path / "c.edge", int8(dense(seed=9)), budgets=Budgets()), noise())
+def test_a_source_that_was_trained_for_the_proof_is_said_to_be(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.edge", int8(dense()))
 
-    assert same.proven, same
-    assert "no budget: wanted none that is significant" in failed(other)["drop on test"]
+    kept, now = (verify(path, msgspec.structs.replace(noise(), trained_now=now)) for now in (False, True))
+
+    assert "source" not in {finding.name for finding in kept.findings}
+    assert "source   " in str(now)
+    assert "was trained here, now" in str(now)
+    assert kept.proven
+    assert now.proven
 
 
 def autoencoder(scale: float) -> Artifact:

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from broker import Broker, until
 from bundles import means_model, slow_model
+from click.testing import CliRunner
 from test_loop import Bench
 
 from edge_runtime import remote_bench as room
@@ -41,8 +42,9 @@ from edge_runtime.settings import read_toml
 from edge_runtime.testing import MemoryClient
 from export import remote
 from export.artifact import Artifact
+from export.cli import main
 from export.measure import Latency
-from export.remote import Remote
+from export.remote import Remote, exposed
 
 MEANS = means_model(length=4, channels=2)
 ONES = np.ones((1, 4, 2), np.float32)
@@ -515,6 +517,33 @@ def test_a_target_that_is_none_is_refused_with_what_is_wrong(url: str, words: st
 
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("mqtt://ann@broker.local/n?password_file=x", True),
+        ("mqtt://ann@192.168.1.7:1883/n?root=a&password_file=x", True),
+        ("mqtts://ann@broker.local/n?password_file=x", False),
+        ("mqtt://broker.local/n", False),
+        ("mqtt://ann@localhost/n?password_file=x", False),
+        ("mqtt://ann@127.0.0.1:1884/n?password_file=x", False),
+        ("mqtt://ann@[::1]/n?password_file=x", False),
+    ],
+)
+def test_a_password_that_goes_over_a_network_as_plain_text_is_warned_of(url: str, *, warned: bool) -> None:
+    assert bool(exposed(url)) == warned
+
+
+def test_the_command_warns_of_such_a_password_before_anything_else(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"")
+
+    done = CliRunner().invoke(main, ["compress", str(model), "--target", "mqtt://ann@broker.local/n?password_file=x"])
+
+    assert done.exit_code == 1
+    warned = "edge-export: warning: the password for broker.local goes over the network as plain text; wanted mqtts://"
+    assert done.stderr.splitlines()[0] == warned
 
 
 def graph(model: bytes) -> Artifact:

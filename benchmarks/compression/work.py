@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.compression import judging, peers, timing
 from benchmarks.compression.code import PATHS, Code
-from benchmarks.compression.families import WANTED_S, Family
+from benchmarks.compression.families import Family
 from benchmarks.compression.finished import Finished, key_of
 from benchmarks.compression.judging import Seen
 from benchmarks.compression.records import (
@@ -63,7 +63,6 @@ FORGOTTEN = {
     "timing": ("timing.json",),
 }
 """What is deleted to do a phase again."""
-TIME_LIMIT_S = 0.9 * WANTED_S  # what is begun by then is finished
 GZIP_LEVEL = 9
 
 
@@ -118,7 +117,7 @@ class Work:
         return found
 
     def _search(self, _before: tuple[Line, ...]) -> Iterator[_Unit]:
-        yield "search", key_of(self._source, self._looks, TIME_LIMIT_S), self._searched
+        yield "search", key_of(self._source, self._looks, search.EFFORTS[self._looks]), self._searched
 
     def _peers(self, _before: tuple[Line, ...]) -> Iterator[_Unit]:
         for name in peers.NAMES:
@@ -152,14 +151,7 @@ class Work:
         yield self._trained(task, 0)
         resumed = any((self._folder / CANDIDATES / "fold-0").glob("*"))
         cache = self._cache(task, 0)
-        outcome = search.search(
-            task,
-            target=Local(),
-            cache=cache,
-            effort=self._looks,
-            time_limit_s=TIME_LIMIT_S,
-            progress=self._progress,
-        )
+        outcome = search.search(task, target=Local(), cache=cache, effort=self._looks, progress=self._progress)
         yield self._told(outcome, resumed=resumed)
         self._finished.save_arrays("window", {"window": task.validation.inputs[:1]})
         yield from self._shipped(FLOAT32, task, task.original, 0, outcome)

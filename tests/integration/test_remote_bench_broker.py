@@ -31,11 +31,14 @@ from export.remote import Remote
 
 pytestmark = pytest.mark.broker
 
-USERS = {"node": "node-secret", "workstation": "workstation-secret"}
+USERS = {"node": "node-secret", "workstation": "workstation-secret", "ann": "ann-secret"}
 ACL = (
     "user node", "topic readwrite edge/v1/n1/#", "topic read in/#",
     "user workstation", "topic write edge/v1/+/cmd/bench", "topic read edge/v1/#", "topic write in/#",
+    "user ann", "topic write edge/v1/n1/cmd/bench", "topic read edge/v1/n1/status", "topic read edge/v1/n1/info",
+    "topic read edge/v1/n1/reply/#",
 )  # fmt: skip
+"""ann may what docs/remote-bench.md lets her."""
 ONES = np.ones((1, 4, 2), np.float32)
 FOREVER = np.full((1, 4, 2), 1e12, np.float32)
 """slow_model takes as many rounds as the largest sample says."""
@@ -83,8 +86,8 @@ def run_node(broker: Broker, tmp_path: Path) -> Iterator[RunNode]:
 
 @pytest.fixture
 def remote(broker: Broker, tmp_path: Path) -> Remote:
-    address = broker.url.replace("://", "://workstation@")
-    return Remote.of(f"{address}/n1?password_file={secret(tmp_path, 'workstation')}")
+    address = broker.url.replace("://", "://ann@")
+    return Remote.of(f"{address}/n1?password_file={secret(tmp_path, 'ann')}")
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
-# make demo | test | check | bench | bench-export | chaos | arm64 | test-arm64: each sets up what it needs in .venv by itself.
+# make demo | test | check | bench | bench-export | chaos | arm64 | test-arm64 | check-arm64 | bench-arm64: each sets up
+# what it needs in .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench bench-export chaos arm64 test-arm64 format clean
+.PHONY: demo test check bench bench-export chaos arm64 test-arm64 check-arm64 bench-arm64 format clean system emulator
 
 demo: .venv/.device
 	$(BIN)/edge-runtime demo $(DEMO)
 
-test: .venv/.full .venv/.arm64
+test: .venv/.full emulator
 	$(BIN)/python -m pytest $(TESTS)
 
 check: .venv/.full
@@ -20,10 +21,10 @@ check: .venv/.full
 bench: .venv/.full
 	$(BIN)/python -m benchmarks
 
-check-arm64: .venv/.arm64
+check-arm64: emulator
 	$(BIN)/python -m benchmarks.arm64 --check
 
-bench-arm64: .venv/.arm64
+bench-arm64: emulator
 	$(BIN)/python -m benchmarks.arm64
 
 bench-export: .venv/.full .venv/.nncf
@@ -32,12 +33,12 @@ bench-export: .venv/.full .venv/.nncf
 chaos: .venv/.full
 	$(BIN)/python tests/faults/chaos.py $(CHAOS)
 
-arm64: .venv/.arm64
+arm64: emulator
 	rm -rf build/wheel build/lib build/bdist*
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m export.arm64 --wheel build/wheel/*.whl
 
-test-arm64: .venv/.full .venv/.arm64
+test-arm64: emulator
 	EDGE_ARM64=long $(BIN)/python -m pytest tests/arm64 $(TESTS)
 
 format: .venv/.full
@@ -47,9 +48,16 @@ format: .venv/.full
 clean:
 	rm -rf .venv build *.egg-info
 
+# Of the system. No stamp: what cannot be installed today is tried again next time, and nothing is done when it is there.
+system:
+	@PYTHON=$(PYTHON) scripts/install-system-packages
+
+# What emulates a board; without it the checks on arm64 are skipped.
+emulator: .venv/.full
+	@scripts/install-system-packages arm64
+
 # What a device needs; the demo's mosquitto falls back to amqtt where it cannot be installed.
-.venv/.device: pyproject.toml constraints.txt scripts/install-system-packages
-	PYTHON=$(PYTHON) scripts/install-system-packages
+.venv/.device: pyproject.toml constraints.txt | system
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[cpu,demo]'
 	touch $@
@@ -59,11 +67,6 @@ clean:
 	$(PIP) --no-deps silero-vad
 	rm -rf .venv/paho-oldest
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .venv/paho-oldest paho-mqtt==2.0.0
-	touch $@
-
-# What emulates a board; without it the checks on arm64 are skipped.
-.venv/.arm64: scripts/install-system-packages | .venv/.full
-	scripts/install-system-packages arm64
 	touch $@
 
 # A peer of bench-export, beside our environment and not in it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ def memory_cgroup(limit_mib: float | None = None, *, proc: Path = PROC, mount: P
     """
     made = _make(proc, mount)
     try:
+        _enter(made)
         if limit_mib is not None:
             _limit(made, round(limit_mib * MIB), proc)
         yield made
@@ -129,6 +131,13 @@ def _make(proc: Path, mount: Path) -> MemoryCgroup:
         folder.rmdir()
         reasons.append(f"{parent}: no {', '.join(missing)}")
     raise NoCgroupError("; ".join(reasons) or "no memory cgroup that may have others below it")
+
+
+def _enter(made: MemoryCgroup) -> None:
+    """Raises NoCgroupError where a cgroup can be made, but no process may be put into it."""
+    done = subprocess.run(made.inside(["true"]), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoCgroupError(f"{made.folder}: {done.stderr.strip()}")
 
 
 def _parents(proc: Path, mount: Path) -> Iterator[tuple[Path, Version]]:

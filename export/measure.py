@@ -46,7 +46,7 @@ class Latency(msgspec.Struct, frozen=True, tag=True):
 
 
 class Instructions(msgspec.Struct, frozen=True, tag=True):
-    """One window at a time, one thread, on an emulated processor: exact, and no time.
+    """One window at a time, one thread, on an emulated processor: no time.
 
     float32, least, median, most: of the runs of float32 (its median) and of the candidate.
     """

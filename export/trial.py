@@ -80,9 +80,9 @@ def main() -> int:
     model, windows = Path(MODEL).read_bytes(), np.load(WINDOWS)
     try:
         optimized = create(model, settings=SessionSettings(), entries=request.session)
-        np.save(OUTPUTS, _outputs(optimized, windows, request))
+        np.save(OUTPUTS, returned(optimized, windows, request))
         if request.golden:
-            np.save(PLAIN, _outputs(_plain(model, request.session), windows[list(request.golden)], request))
+            np.save(PLAIN, returned(_plain(model, request.session), windows[list(request.golden)], request))
     except EdgeRuntimeError as error:
         sys.stderr.write(f"{textwrap.shorten(one_line(error), REASON_CHARACTERS, placeholder=' …')}\n")
         return 1
@@ -99,7 +99,8 @@ def _plain(model: bytes, entries: dict[str, str]) -> onnxruntime.InferenceSessio
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _outputs(session: onnxruntime.InferenceSession, windows: Floats, request: Request) -> Floats:
+def returned(session: onnxruntime.InferenceSession, windows: Floats, request: Request) -> Floats:
+    """(n, 1, ...): what the graph returns for each window, one by one. Raises ExportError when it does not run."""
     feed: dict[str, Any] = {
         scalar.name: np.full(scalar.shape, scalar.value, scalar.dtype) for scalar in request.scalars
     }

@@ -5,55 +5,70 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.arm64.far_end import FarEnd, Read, Recording, Report
-from export.arm64.counter import mark
+from benchmarks.arm64.moment import fix
+from export.arm64.marks import mark
 
 if TYPE_CHECKING:
     from edge_runtime.daemon import Daemon
 
 CONFIG = Path("daemon.toml")
 PORT = "{port}"
-TICK_NS = 10_000
-MONOTONIC_NS, UNIX_NS = 1_000_000_000_000, 1_790_000_000_000_000_000
 
 
 class Feeder:
-    """The stop signal of a daemon, which it looks at before every round: the place to play the broker, uncounted."""
+    """The stop signal of a daemon, which it looks at before every round: the place to play the broker, uncounted.
+
+    rounds: that each counted read took.
+    """
 
     daemon: Daemon
 
-    def __init__(self, far_end: FarEnd, reads: Iterator[Read]) -> None:
-        self._far_end, self._reads = far_end, reads
-        self._read: Read | None = None
+    def __init__(self, far_end: FarEnd, reads: Iterable[Read]) -> None:
+        self._far_end, self._coming = far_end, self._feed(reads)
+        self._is_counting: bool | None = False
+        self.rounds: list[int] = []
 
     @property
     def asked(self) -> bool:
         """Whether nothing is left to feed."""
-        if self._read is not None and self._read.is_counted:
+        if self._is_counting:
             mark()
-        self._far_end.serve()
-        if not self._far_end.is_subscribed:
-            return False
-        if self._read is not None:
-            self._far_end.settle()
-        self._read = next(self._reads, None)
-        if self._read is None:
-            self._far_end.close()
-            return True
-        self._far_end.send(self._read, self.daemon.lanes["p"].connection.client.fileno())
-        if self._read.is_counted:
+        self._is_counting = next(self._coming, None)
+        if self._is_counting:
             mark()
-        return False
+        return self._is_counting is None
+
+    def _feed(self, reads: Iterable[Read]) -> Iterator[bool]:
+        """Whether the coming round is counted; what the daemon is to read in it is there by then."""
+        fileno = self.daemon.lanes["p"].connection.client.fileno
+        for _ in self._far_end.connect(fileno):
+            yield False
+        for read in reads:
+            rounds = 0
+            for _ in self._far_end.feed(read, fileno()):
+                rounds += 1
+                yield read.is_counted
+            if read.is_counted:
+                self.rounds.append(rounds)
+        self._far_end.close()
+
+
+class Now:
+    """A thread that is over once it has started: connecting, which else takes its turns with the loop by chance."""
+
+    def __init__(self, *, target: Callable[[], None], **_: object) -> None:
+        self.start = target
 
 
 def main() -> None:
-    tick()
+    fix()
+    threading.Thread = Now  # type: ignore[assignment,misc]
     from edge_runtime import daemon  # noqa: PLC0415  what it imports takes its clocks when imported
     from edge_runtime.config import load  # noqa: PLC0415
     from edge_runtime.model import bundle  # noqa: PLC0415
@@ -63,17 +78,10 @@ def main() -> None:
     recording = Recording.load()
     far_end = FarEnd(recording)
     CONFIG.write_text(CONFIG.read_text().replace(PORT, str(far_end.port)))
-    feeder = Feeder(far_end, iter(recording.reads))
+    feeder = Feeder(far_end, recording.reads)
     feeder.daemon = daemon.Daemon(load(CONFIG), str(CONFIG))
     summary = feeder.daemon.run(feeder)  # type: ignore[arg-type]
-    rounds = (1,) * sum(read.is_counted for read in recording.reads)
-    Report(tuple(far_end.results), rounds, is_balanced=summary.balanced).save()
-
-
-def tick() -> None:
-    """Clocks that move by TICK_NS whenever they are read: what is due, and how many digits a time has, never varies."""
-    time.monotonic_ns = itertools.count(MONOTONIC_NS, TICK_NS).__next__
-    time.time_ns = itertools.count(UNIX_NS, TICK_NS).__next__
+    Report(tuple(far_end.results), tuple(feeder.rounds), is_balanced=summary.balanced).save()
 
 
 if __name__ == "__main__":

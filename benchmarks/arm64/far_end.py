@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import select
 import socket
 import struct
 import termios
@@ -19,7 +18,7 @@ from edge_runtime.records import Outgoing
 
 HOST = "127.0.0.1"
 RECORDING, REPORT = "recording.msgpack", "report.msgpack"
-WAIT_S = 30.0
+WAIT_S, PAUSE_S = 30.0, 0.0005
 READ_BYTES = 1 << 20
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 0x10, 0x20, 0x30, 0x40, 0x80, 0x90
 LAST_MID = 65_535
@@ -72,63 +71,79 @@ class FarEnd:
         self._topic, self._wanted = recording.topic, recording.results
         self._qos, self._is_five = recording.qos, recording.is_five
         self._listener = socket.create_server((HOST, 0))
-        self._listener.setblocking(False)
-        self._line: socket.socket | None = None
+        self._listener.settimeout(WAIT_S)
+        self._line: socket.socket
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._left = b""
         self._owed = b""
         self._mid = 0
         self._windows = self._messages = self._acknowledged = 0
-        self.is_subscribed = self._is_counting = False
+        self._is_subscribed = self._is_counting = False
         self.results: list[bytes] = []
 
     @property
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
 
-    def serve(self) -> None:
-        """Take the connection, or what has come over it, and answer; waits for nothing."""
-        if self._line is None:
-            if select.select([self._listener], [], [], 0)[0]:
-                self._line, _ = self._listener.accept()
-            return
-        while select.select([self._line], [], [], 0)[0]:
-            self._line.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # else Nagle holds paho back for 40 ms
-            found = self._line.recv(READ_BYTES)
-            if not found:
-                raise ConnectionError("the subject has closed the connection")
-            self._left += found
-            for first, body in self._packets():
-                self._answer(self._line, first, body)
+    def connect(self, fileno: Callable[[], int]) -> Iterator[None]:
+        """Accept the connection that a subject has begun; an item whenever it may go on, until it has subscribed.
 
-    def send(self, read: Read, fileno: int) -> None:
-        """A read, behind the acknowledgements that are owed; returns when all of it is at the subject's descriptor.
+        fileno: of the subject's descriptor, which may be another one after it has gone on.
+        """
+        self._line, _ = self._listener.accept()
+        while not self._is_subscribed:
+            yield
+            self._collect(fileno())
+            self._send(self._take_owed(), fileno())
+        yield
 
-        Garbage is collected before the first that is counted: collections then always fall into the same rounds.
+    def feed(self, read: Read, fileno: int) -> Iterator[None]:
+        """An item whenever the subject has something to read: a read, then what acknowledges its results.
+
+        That comes at once and alone, as from a broker that has nothing else to say. fileno: the subject's descriptor,
+        where everything has arrived by then. Garbage is collected before the first read that is counted: collections
+        then always fall into the same rounds. Raises ConnectionError when results or acknowledgements are missing.
         """
         if read.is_counted and not self._is_counting:
             gc.collect()
         self._is_counting = read.is_counted
-        raw = self._owed + b"".join(self._frame(payload) for payload in read.payloads)
-        self._owed = b""
         self._windows += read.windows
         self._messages += len(read.payloads)
-        if self._line is None:
-            raise ConnectionError("there is no connection to send over")
-        self._line.sendall(raw)
-        _await(lambda: unread_bytes(fileno) >= len(raw), f"{len(raw)} bytes to arrive")
-
-    def settle(self) -> None:
-        """Wait until all that was sent is answered."""
-        _await(self._is_settled, "the results and acknowledgements of a read")
+        raw = b"".join(self._frame(payload) for payload in read.payloads)
+        while raw:
+            self._send(raw, fileno)
+            yield
+            self._collect(fileno)
+            raw = self._take_owed()
+        found, wanted = (len(self.results), self._acknowledged), (self._windows, self._messages * self._qos)
+        if found != wanted:
+            raise ConnectionError(f"{found} results and acknowledgements of all reads, wanted {wanted}")
 
     def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
+        self._line.close()
         self._listener.close()
 
-    def _is_settled(self) -> bool:
-        self.serve()
-        return len(self.results) >= self._windows and self._acknowledged >= self._messages * self._qos
+    def _send(self, raw: bytes, fileno: int) -> None:
+        arrived = unread_bytes(fileno) + len(raw)
+        self._line.sendall(raw)
+        _await(lambda: unread_bytes(fileno) == arrived, f"{len(raw)} bytes to arrive")
+
+    def _take_owed(self) -> bytes:
+        owed, self._owed = self._owed, b""
+        return owed
+
+    def _collect(self, fileno: int) -> None:
+        """Take all that the subject has written, at once, however it has come, and prepare the answers."""
+        _await(lambda: self._has_all(fileno), "what the subject has written")
+        while unread_bytes(self._line.fileno()):
+            size = self._line.recv_into(self._buffer)
+            self._left += self._buffer[:size]
+        for first, body in self._packets():
+            self._answer(first, body)
+
+    def _has_all(self, fileno: int) -> bool:
+        self._line.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # else Nagle holds paho back for 40 ms
+        return _queued(fileno, termios.TIOCOUTQ) == 0
 
     def _frame(self, payload: bytes) -> bytes:
         self._mid = self._mid % LAST_MID + 1
@@ -147,13 +162,13 @@ class FarEnd:
             packet, self._left = self._left[: start + length], self._left[start + length :]
             yield packet[0], packet[start:]
 
-    def _answer(self, line: socket.socket, first: int, body: bytes) -> None:
+    def _answer(self, first: int, body: bytes) -> None:
         kind, no_properties = first & 0xF0, b"\0" if self._is_five else b""
         if kind == CONNECT:
-            line.sendall(_packet(CONNACK, b"\0\0" + no_properties))
+            self._owed += _packet(CONNACK, b"\0\0" + no_properties)
         elif kind == SUBSCRIBE:
-            line.sendall(_packet(SUBACK, body[:2] + no_properties + bytes([self._qos])))
-            self.is_subscribed = True
+            self._owed += _packet(SUBACK, body[:2] + no_properties + bytes([self._qos]))
+            self._is_subscribed = True
         elif kind == PUBACK:
             self._acknowledged += 1
         elif kind == PUBLISH:
@@ -174,15 +189,20 @@ class FarEnd:
 
 def unread_bytes(fileno: int) -> int:
     """What has come to a socket and was not read."""
-    return int(struct.unpack("i", fcntl.ioctl(fileno, termios.FIONREAD, b"\0" * 4))[0])
+    return _queued(fileno, termios.FIONREAD)
+
+
+def _queued(fileno: int, which: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(fileno, which, b"\0" * 4))[0])
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {WAIT_S:g} s for {what}")
-        time.sleep(0.0005)
+    """Looks at no clock: the guest's is not one."""
+    for _ in range(round(WAIT_S / PAUSE_S)):
+        if condition():
+            return
+        time.sleep(PAUSE_S)
+    raise TimeoutError(f"waited {WAIT_S:g} s for {what}")
 
 
 def _packet(first: int, body: bytes) -> bytes:

@@ -6,11 +6,11 @@ What the program itself executes: a system call is one instruction, however much
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from benchmarks import judge, workloads
 from benchmarks.arm64 import daemon_guest
@@ -21,18 +21,21 @@ from benchmarks.workloads import Workload
 from edge_runtime.errors import ExportError
 from edge_runtime.model import bundle
 from export.arm64 import runs
-from export.arm64.counter import Mark, count
+from export.arm64.counter import Mark, count, workplace
 from export.arm64.userland import Userland
 from export.probe import Failure
 
 SUBJECTS = ("daemon", "naive")
 NAMES = ("pump", "feat64", "win-raw")
-READ_MESSAGES = (1, 16)
-WARM_UP, COUNTED = 240, 160
+READ_MESSAGES = (1, 16, 64)
+WARM_UP, COUNTED = 192, 320
 """Messages before those that are counted, and those: whole reads, and the whole cycle of each workload's windows."""
+READ_BYTES = 100_000
+"""At most in a read: all of it has to be in Linux's buffer before the subject takes any."""
 DELIVERIES = {0: "memory", 1: "normal"}
 """Of the daemon, by QoS."""
 NODE, TOPIC = "n", "in/n"
+MODEL, BUNDLE = "model.onnx", "model.edge"
 RESULTS = {"daemon": f"edge/v1/{NODE}/p/p/out/{NODE}", "naive": "out/naive"}
 
 
@@ -81,30 +84,30 @@ def hot_path(
     for core, workload in itertools.product(cores, built.values()):
         inference = _inference(workload, where, core)
         for one, subject in itertools.product(qos, SUBJECTS):
-            place = folder / f"{subject}-{workload.name}-{one}-{core}"
-            counts = run(subject, workload, one, where=where, core=core, place=place)
-            yield from _per_message(counts, inference, subject=subject, workload=workload, qos=one, core=core)
+            counts = run(subject, workload, one, where=where, core=core)
+            yield from _per_message(counts, inference[subject], subject=subject, workload=workload, qos=one, core=core)
 
 
-def run(subject: str, workload: Workload, qos: int, *, where: Userland, core: str, place: Path) -> Counts:
-    """Count one subject in a process of its own. place: a new folder for it. Raises ExportError."""
-    program = prepare(subject, workload, qos, place)
-    marks = count(where, core, program, folder=place)
-    if isinstance(marks, Failure):
-        raise ExportError(f"{subject}, {workload.name}, QoS {qos}, {core}: {marks.reason}")
-    report = Report.load(place)
+def run(subject: str, workload: Workload, qos: int, *, where: Userland, core: str) -> Counts:
+    """Count one subject in a process of its own. Raises ExportError."""
+    with workplace(where) as place:
+        marks = count(where, core, prepare(subject, workload, qos, place), folder=place)
+        if isinstance(marks, Failure):
+            raise ExportError(f"{subject}, {workload.name}, QoS {qos}, {core}: {marks.reason}")
+        report = Report.load(place)
     return Counts(tuple(_spent(marks, report.rounds)), is_right(report, workload))
 
 
 def prepare(subject: str, workload: Workload, qos: int, place: Path) -> list[str]:
-    """What the guest finds in its folder, which is made; Python's arguments to run it there."""
-    place.mkdir()
+    """What the guest finds in its folder; Python's arguments to run it there. All paths are inside that folder."""
     recording = Recording(TOPIC, RESULTS[subject], qos, is_five=subject == "daemon", reads=tuple(_reads(workload)))
     (place / RECORDING).write_bytes(msgspec.msgpack.encode(recording))
     program = ["-m", f"benchmarks.arm64.{subject}_guest"]
     if subject == "naive":
+        shutil.copy(workload.model.onnx, place / MODEL)
         return program + _options(workload, qos)
-    (place / daemon_guest.CONFIG).write_text(_config(workload, qos, place))
+    shutil.copy(workload.model.bundle, place / BUNDLE)
+    (place / daemon_guest.CONFIG).write_text(_config(workload, qos))
     return program
 
 
@@ -114,26 +117,29 @@ def is_right(report: Report, workload: Workload) -> bool:
     return report.is_balanced and list(judge.windows(report.results, workload)) == list(range(windows))
 
 
+def _sizes(workload: Workload) -> list[int]:
+    return [size for size in READ_MESSAGES if size * max(map(len, workload.bodies)) <= READ_BYTES]
+
+
 def _reads(workload: Workload) -> Iterator[Read]:
-    """Of each size a warm-up and what is counted; at last one of no messages, for what is left to be acknowledged."""
+    """Of each size a warm-up and what is counted."""
     number = 0
-    for size in READ_MESSAGES:
+    for size in _sizes(workload):
         for messages, is_counted in ((WARM_UP, False), (COUNTED, True)):
             for first in range(number, number + messages, size):
                 payloads = tuple(workload.body(k) for k in range(first, first + size))
                 windows = workload.cut.completed(first + size) - workload.cut.completed(first)
                 yield Read(payloads, windows, is_counted)
             number += messages
-    yield Read((), 0, is_counted=False)
 
 
-def _config(workload: Workload, qos: int, place: Path) -> str:
+def _config(workload: Workload, qos: int) -> str:
     """In one thread: no watch, and the model inline, however slow it is where it is emulated."""
     text = CONFIG.format(
         node=NODE,
-        folder=place,
+        folder=".",
         port=daemon_guest.PORT,
-        bundle=workload.model.bundle,
+        bundle=BUNDLE,
         topic=TOPIC,
         qos=qos,
         source=workload.settings,
@@ -149,7 +155,7 @@ def _config(workload: Workload, qos: int, place: Path) -> str:
 def _options(workload: Workload, qos: int) -> list[str]:
     """Of the script."""
     options = {
-        "--model": str(workload.model.onnx),
+        "--model": MODEL,
         "--labels": ",".join(workload.model.labels),
         "--topic": TOPIC,
         "--results": RESULTS["naive"],
@@ -171,7 +177,7 @@ def _per_message(
     counts: Counts, inference: Mapping[int, int], *, subject: str, workload: Workload, qos: int, core: str
 ) -> Iterator[PerMessage]:
     reads = [read for read in _reads(workload) if read.is_counted]
-    for size in READ_MESSAGES:
+    for size in _sizes(workload):
         spent = [spent for read, spent in zip(reads, counts.reads, strict=True) if len(read.payloads) == size]
         windows = [read.windows for read in reads if len(read.payloads) == size]
         batches = windows if subject == "daemon" else [1] * sum(windows)
@@ -191,15 +197,18 @@ def _per_message(
         )
 
 
-def _inference(workload: Workload, where: Userland, core: str) -> dict[int, int]:
-    """Instructions of a run by the windows it takes at once, for all numbers of windows that a read completes."""
+def _inference(workload: Workload, where: Userland, core: str) -> dict[str, dict[int, int]]:
+    """Instructions by subject and the windows it infers at once: the daemon by its session, the script by ONNX's."""
     found = bundle.read(workload.model.bundle)
+    sizes = sorted({read.windows for read in _reads(workload)} - {0})
+    with workplace(where) as place:
+        shutil.copy(workload.model.bundle, place / BUNDLE)
+        program = ["-m", "benchmarks.arm64.batch_guest", BUNDLE, *map(str, sizes)]
+        marks = count(where, core, program, folder=place)
     model = runs.Model(found.model, found.manifest.input.name, found.manifest.session)
-    spent = {0: 0}
-    for batch in sorted({1} | {read.windows for read in _reads(workload)} - {0}):
-        window = np.repeat(found.golden.inputs[:1], batch, axis=0)
-        counted = runs.instructions([model], window, where=where, core=core)
-        if isinstance(counted, Failure):
-            raise ExportError(f"{workload.name}, {core}: {counted.reason}")
-        spent[batch] = counted[0].median
-    return spent
+    naive = runs.instructions([model], found.golden.inputs[:1], where=where, core=core)
+    if isinstance(marks, Failure) or isinstance(naive, Failure):
+        failed = marks if isinstance(marks, Failure) else naive
+        raise ExportError(f"{workload.name}, {core}: {failed}")
+    daemon = zip(sizes, runs.summaries(marks, len(sizes)), strict=True)
+    return {"daemon": {0: 0} | {size: spent.median for size, spent in daemon}, "naive": {1: naive[0].median}}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import click
 
 from edge_runtime.errors import ExportError
 from export.arm64 import chroot
-from export.arm64.userland import FOLDER, SUITES, Userland, install, userland
+from export.arm64.userland import FOLDER, SUITES, Userland, fetch, userland
 
-IMPORTED = "import edge_runtime.cli, edge_runtime.daemon, edge_runtime.model.gate, onnxruntime"
-IMPORT_S = 600.0
+CHECKED = (
+    ("-c", "import edge_runtime.cli, edge_runtime.daemon, edge_runtime.model.gate, onnxruntime"),
+    ("-m", "export.arm64.requirements"),
+)
+"""All that the daemon imports, which compiles it too; that everything the wheel asks for is there."""
+CHECK_S = 600.0
 
 
 @click.command()
@@ -24,20 +29,24 @@ def main(suites: tuple[str, ...], wheel: Path | None, folder: Path) -> None:
         for suite in suites or SUITES:
             found = userland(suite, folder=folder, progress=lambda text: click.echo(text, err=True))
             if wheel:
-                install(found, found.project, [str(wheel)])
-                _import(found)
+                fetch(suite, found.root / found.project, [str(wheel)], "--no-deps", "--no-index")
+                _check(found)
             click.echo(found.folder)
     except ExportError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _import(where: Userland) -> None:
-    """All that the daemon imports, which compiles it too. Raises ExportError when it cannot be imported."""
+def _check(where: Userland) -> None:
+    """Raises ExportError when one of CHECKED fails there."""
     if reason := chroot.problem():
         raise ExportError(reason)
-    done = chroot.ran(where, "a72", [f"/{where.python}", "-c", IMPORTED], limit_s=IMPORT_S)
-    if done.returncode:
-        raise ExportError(f"{where.suite}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    for arguments in CHECKED:
+        try:
+            done = chroot.ran(where, "a72", [f"/{where.python}", *arguments], limit_s=CHECK_S)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"{where.suite}: {error}") from error
+        if done.returncode:
+            raise ExportError(f"{where.suite}: {done.stderr.strip() or f'exit status {done.returncode}'}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from edge_runtime.errors import ExportError
 from export.arm64.cores import core
-from export.arm64.userland import Userland, run
+from export.arm64.userland import MissingError, Userland, run
 
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 NAME = "qemu-aarch64"
+ENTRY = BINFMT / NAME
+UNREGISTERED = f"{NAME} is not registered with binfmt_misc: scripts/install-system-packages arm64 installs it"
 ENTER = """set -e
 ulimit -n 1024
 root=$1 board=$2 place=$3
@@ -25,8 +28,15 @@ shift 3
 mkdir -p "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
 mount -t proc proc "$root/proc"
 mount --bind "$board/proc/cpuinfo" "$root/proc/cpuinfo"
-mount --rbind /sys "$root/sys"
-mount --rbind /dev "$root/dev"
+mount --bind /sys "$root/sys"
+mount -o remount,bind,ro "$root/sys"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for name in null zero full random urandom; do
+    : >"$root/dev/$name"
+    mount --bind "/dev/$name" "$root/dev/$name"
+done
+ln -s /proc/self/fd "$root/dev/fd"
+mkdir -m 1777 "$root/dev/shm"
 mount -t tmpfs tmpfs "$root/tmp"
 while [ "$1" != -- ]; do
     mkdir -p "$root$2"
@@ -49,32 +59,32 @@ ENVIRONMENT = {
 
 
 def problem() -> str:
-    """Why no command can be run in a userland here, "" when one can."""
+    """Why no command can be run in a userland here, "" when one can. To ask changes nothing."""
     if os.geteuid() != 0:
         return "entering an arm64 system needs root"
-    if shutil.which("unshare") is None:
-        return "unshare is missing"
+    if not ENTRY.exists() and shutil.which("update-binfmts") is None:
+        return UNREGISTERED
     try:
-        _register()
+        run(*NAMESPACES, "true")
     except ExportError as error:
-        return str(error)
+        return f"namespaces are refused: {error}"
     return ""
 
 
-def _register() -> None:
-    """Make Linux run aarch64 programs by the emulator. Raises ExportError when it cannot."""
-    if not (BINFMT / "status").exists():
-        run("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
-    if not (BINFMT / NAME).exists():
-        run("update-binfmts", "--enable", NAME)
-    entry = BINFMT / NAME
-    if not entry.exists():
-        raise ExportError(
-            f"{NAME} is not registered with binfmt_misc: scripts/install-system-packages arm64 installs it"
-        )
-    flags = next((line for line in entry.read_text().splitlines() if line.startswith("flags:")), "")
+def enable() -> None:
+    """Make Linux run aarch64 programs by the emulator until it is restarted. Raises MissingError when it cannot."""
+    try:
+        if not (BINFMT / "status").exists():
+            run("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
+        if not ENTRY.exists():
+            run("update-binfmts", "--enable", NAME)
+    except ExportError as error:
+        raise MissingError(f"binfmt_misc: {error}") from error
+    if not ENTRY.exists():
+        raise MissingError(UNREGISTERED)
+    flags = next((line for line in ENTRY.read_text().splitlines() if line.startswith("flags:")), "")
     if "F" not in flags.removeprefix("flags:"):
-        raise ExportError(f"{entry}: found {flags}, wanted F, an emulator that is found from inside another root")
+        raise MissingError(f"{ENTRY}: found {flags}, wanted F, an emulator that is found from inside another root")
 
 
 def command(
@@ -97,8 +107,7 @@ def command(
         for here, inside in folders.items()
         for part in (str(here), inside, how)
     ]
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    enter = [*namespaces, "sh", "-c", ENTER, "enter", str(where.root), str(where.board(core_name)), place]
+    enter = [*NAMESPACES, "sh", "-c", ENTER, "enter", str(where.root), str(where.board(core_name)), place]
     told = {
         **ENVIRONMENT,
         "QEMU_CPU": core(core_name).name,
@@ -111,6 +120,7 @@ def command(
 def ran(
     where: Userland, core_name: str, arguments: Sequence[str], *, limit_s: float, **options: object
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end. Raises subprocess.TimeoutExpired."""
+    """Run it to its end. Raises MissingError where nothing can be run, subprocess.TimeoutExpired."""
+    enable()
     start, told = command(where, core_name, arguments, **options)  # type: ignore[arg-type]
     return subprocess.run(start, env=told, capture_output=True, text=True, timeout=limit_s, check=False)

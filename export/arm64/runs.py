@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,11 +18,11 @@ import numpy as np
 from edge_runtime.errors import ExportError
 from edge_runtime.model.session import SessionSettings, create
 from edge_runtime.records import Floats
-from export.arm64.counter import Mark, count, mark
+from export.arm64.counter import Mark, count, workplace
+from export.arm64.marks import RUNS, counted
 from export.arm64.userland import Userland
 from export.probe import Failure
 
-WARM_UP, RUNS = 10, 11
 WINDOW = "window.npy"
 
 
@@ -58,8 +57,7 @@ def instructions(
 
     window: (1, ...) float32 in the models' layout. Raises ExportError when nothing can be counted here.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-export-") as name:
-        folder = Path(name)
+    with workplace(where) as folder:
         entries = []
         for number, model in enumerate(models):
             path = f"{number}.onnx"
@@ -90,16 +88,7 @@ def main(arguments: list[str]) -> None:
     window = np.load(WINDOW)
     for entry in entries:
         session = create(Path(entry.path).read_bytes(), settings=SessionSettings(), entries=entry.session)
-        inputs = {entry.input: window}
-        for _ in range(WARM_UP):
-            session.run(None, inputs)
-        gc.collect()
-        gc.disable()
-        mark()
-        for _ in range(RUNS):
-            session.run(None, inputs)
-            mark()
-        gc.enable()
+        counted(partial(session.run, None, {entry.input: window}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,8 @@ from typing import TypeVar
 import pytest
 
 from export.arm64 import chroot
-from export.arm64.userland import FOLDER, PLATFORMS, SUITES, Userland, run, userland
+from export.arm64.cores import CORES
+from export.arm64.userland import FOLDER, PIP, SUITES, Userland, fetch, run, sweep, userland
 
 T = TypeVar("T")
 
@@ -24,9 +26,13 @@ LONG = os.environ.get("EDGE_ARM64") == "long"
 """Every core, every test file, both of Debian's releases; else what takes two minutes."""
 ROOT = Path(__file__).parents[2]
 PROJECT, TOOLS, CHECKOUT, OUT = "/opt/project", "/opt/tools", "/opt/checkout", "/opt/out"
-CORES = ("a72", "a76", "a53")
-SYSTEMS = [("bookworm", core) for core in CORES] + ([("trixie", "a72")] if LONG else [])
+EVERY = [*(("bookworm", core) for core in CORES), ("trixie", "a72")]
 """Suite and core. Python 3.13 computes nothing differently: one core is enough for it."""
+SYSTEMS = EVERY if LONG else EVERY[: len(CORES)]
+LIMIT_S = 600
+"""Of a command in the guest, many times what it takes here."""
+TIMEOUT_S = 1800 + LIMIT_S
+"""Of a test: the first one pays for the wheel, the userland and the tools, too."""
 WANTED = (
     "pytest", "pytest-timeout", "hypothesis", "psutil", "mqtt5", "jsonschema", "cbor2", "pysimdjson", "onnx",
     "cryptography", "amqtt",
@@ -76,7 +82,7 @@ def once(run: Callable[..., T]) -> Callable[..., T]:
         if key not in found:
             try:
                 found[key] = run(*key)
-            except (Exception, pytest.skip.Exception) as error:
+            except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
                 failed[key] = error
                 raise
         return found[key]
@@ -90,14 +96,15 @@ def problem() -> str:
 
 
 def system(suite: str, wheel: Path, folder: Path, progress: Callable[[str], None]) -> Guest:
-    """A guest with a wheel, unpacked into a folder of its own. Raises ExportError when one cannot be built here."""
+    """A guest with a wheel, unpacked into a folder of its own. Raises MissingError, ExportError when it cannot be."""
+    chroot.enable()
     where, project = userland(suite, progress=progress), folder / f"{suite}-project"
     packages = folder / f"{suite}-packages"
     packages.mkdir()
     (packages / "edge.pth").write_text(f"{PROJECT}\n/{where.site}\n{TOOLS}\n")
     # for Python 3.13 it is the first command that compiles it
     compiling = [] if f"{sys.version_info.major}.{sys.version_info.minor}" == SUITES[suite] else ["--no-compile"]
-    run(*_PIP, "install", "--no-deps", "--no-index", *compiling, "--target", str(project), str(wheel))
+    run(*PIP, "install", "--no-deps", "--no-index", *compiling, "--target", str(project), str(wheel))
     return Guest(where, project, _tools(suite, compiling), packages)
 
 
@@ -111,11 +118,9 @@ def built_wheel(folder: Path) -> Path:
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources / name)
-    run(*_PIP, "wheel", "--no-deps", "--wheel-dir", str(folder), str(sources))
+    # with the setuptools that torch brings: no network
+    run(*PIP, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(sources))
     return next(folder.glob("*.whl"))
-
-
-_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def _tools(suite: str, compiling: list[str]) -> Path:
@@ -125,10 +130,11 @@ def _tools(suite: str, compiling: list[str]) -> Path:
     folder = FOLDER.expanduser()
     found = folder / f"tools-{suite}-{key}"
     if not found.is_dir():
-        options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={SUITES[suite]}", *compiling]
-        options += [f"--platform={name}_aarch64" for name in PLATFORMS]
+        sweep(folder, "tools")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tools-") as place:
             made = Path(place) / "tools"
-            run(*_PIP, "install", *options, "--constraint", str(constraints), "--target", str(made), *WANTED)
-            made.replace(found)
+            fetch(suite, made, WANTED, *compiling, "--constraint", str(constraints))
+            with suppress(OSError):  # somebody else was quicker
+                made.replace(found)
+    os.utime(found)
     return found

@@ -1,4 +1,7 @@
-"""Every bundle of the repository on every core: gated there, its labels equal, its outputs as exact as they can be."""
+"""Every bundle of the repository on every core: gated there, its labels equal, its outputs as exact as they can be.
+
+None of the committed bundles is static int8 as a whole: that is shown on one made here, whose sums are added by hand.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,25 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
 import saturating
-from arithmetic import arithmetic, output_step
 from bundles import REFERENCE, means_manifest, means_model
-from guest import CHECKOUT, OUT, ROOT, SYSTEMS, Guest, once
+from guest import CHECKOUT, LIMIT_S, OUT, ROOT, SYSTEMS, TIMEOUT_S, Guest, once
 from onnx import numpy_helper
 from test_committed_bundles import BUNDLES, labels, packed_labels
 
+from benchmarks.arm64.arithmetic import arithmetic, output_step
+from benchmarks.arm64.golden import proof
 from edge_runtime.model.bundle import Bundle, Golden, read, write
 from edge_runtime.model.manifest import OutputSpec, Tolerance
 
-LIMIT_S = 280
-FLOAT32 = 1e-5
-"""Of the largest output, how far float32 may be off."""
-STEPS = 2
-"""Of the output's quantization, how far int8 with float parts may be off."""
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 Found = dict[Path, dict[str, Any]]
 
@@ -89,6 +90,45 @@ def test_how_exact_a_graph_must_be_is_read_off_it() -> None:
     assert output_step(saturating.int8(), "y") == saturating.Y_SCALE
 
 
+def test_int8_weights_that_are_dequantized_at_load_are_held_to_float32() -> None:
+    model = quantized_twice(then="Softmax")
+    of_weights_alone = onnx.load_from_string(model)
+    del of_weights_alone.graph.node[:2]
+    of_weights_alone.graph.node[0].input[0] = "x"
+
+    assert (arithmetic(model), output_step(model, "y")) == ("mixed", None)
+    assert arithmetic(of_weights_alone.SerializeToString()) == "float32"
+
+
+def test_what_a_step_of_an_unknown_graph_does_to_its_outputs_is_not_guessed() -> None:
+    golden = np.ones((2, 3), np.float32)
+    bundle = SimpleNamespace(
+        model=quantized_twice(then="Exp"),
+        golden=SimpleNamespace(outputs=golden),
+        manifest=SimpleNamespace(output=SimpleNamespace(name="y"), tolerances={"default": Tolerance(1e9)}),
+    )
+
+    assert proof(cast("Bundle", bundle), golden).refused == ""
+    assert proof(cast("Bundle", bundle), golden + np.float32(1e-6)).refused.startswith("mixed: ")
+
+
+def quantized_twice(then: str) -> bytes:
+    """The input in int8 and the weights of a MatMul after it, each dequantized before, and a node after that."""
+    scale = numpy_helper.from_array(np.array(0.1, np.float32), "scale")
+    zero = numpy_helper.from_array(np.array(0, np.int8), "zero")
+    weights = numpy_helper.from_array(np.ones((3, 3), np.int8), "w8")
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x8"]),
+        onnx.helper.make_node("DequantizeLinear", ["x8", "scale", "zero"], ["x32"]),
+        onnx.helper.make_node("MatMul", ["x32", "w32"], ["logits"]),
+        onnx.helper.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w32"]),
+        onnx.helper.make_node(then, ["logits"], ["y"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=[scale, zero, weights])
+    return bytes(onnx.helper.make_model(graph).SerializeToString())
+
+
 def judge(bundle: Bundle, found: dict[str, Any]) -> None:
     manifest = bundle.manifest
 
@@ -96,21 +136,4 @@ def judge(bundle: Bundle, found: dict[str, Any]) -> None:
     assert found["family"] == "neon"
     assert labels(manifest, found["scores"]) == packed_labels(manifest, bundle.golden)
     assert found["golden_error"] <= manifest.tolerances[manifest.certified("neon")].absolute
-    assert wrong(bundle, np.array(found["outputs"], np.float32)) == ""
-
-
-def wrong(bundle: Bundle, found: np.ndarray) -> str:
-    """What is wrong with the outputs of the golden windows, which were made on x86, "" when nothing is."""
-    golden = bundle.golden.outputs
-    if found.shape != golden.shape:
-        return f"shape {found.shape}, wanted {golden.shape}"
-    apart = float(np.max(np.abs(found - golden)))
-    kind = arithmetic(bundle.model)
-    if kind == "static int8":
-        return f"{kind}: not the same to the bit, {apart:.3g} apart" if found.tobytes() != golden.tobytes() else ""
-    if kind == "float32":
-        allowed = FLOAT32 * float(np.max(np.abs(golden)))
-    else:
-        step = output_step(bundle.model, bundle.manifest.output.name)
-        allowed = bundle.manifest.tolerances["default"].absolute if step is None else STEPS * step
-    return "" if apart <= allowed else f"{kind}: {apart:.3g} apart, allowed {allowed:.3g}"
+    assert proof(bundle, np.array(found["outputs"], np.float32)).refused == ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from guest import LONG, SYSTEMS, Guest
+from guest import LIMIT_S, LONG, SYSTEMS, TIMEOUT_S, Guest
 
-SECONDS, LIMIT_S = 10, 280
+SECONDS = 10
 PATIENTLY = """
 from edge_runtime.demo import show
 show.CONNECT_S, show.DAEMON_START_S, show.DAEMON_STOP_S = 60, 120, 60
@@ -15,6 +15,8 @@ from edge_runtime.cli import main
 main()
 """
 """An emulated start takes as many seconds as a board's takes tenths."""
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 
 @pytest.mark.parametrize(("suite", "core"), SYSTEMS if LONG else [("bookworm", "a72")])

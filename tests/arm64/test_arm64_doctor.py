@@ -1,19 +1,34 @@
-"""A new device: the wheels import, and doctor finds nothing wrong with the board."""
+"""A new device: all that the wheel asks for is there and imports, and doctor finds nothing wrong with the board."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from guest import SYSTEMS, Guest
+from click.testing import CliRunner
+from guest import EVERY, LIMIT_S, TIMEOUT_S, Guest
 
+from export.arm64.__main__ import main
 from export.arm64.userland import SUITES
 
-LIMIT_S = 240
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 
-@pytest.mark.parametrize(("suite", "core"), SYSTEMS)
+@pytest.mark.parametrize("suite", SUITES)
+def test_make_arm64_installs_the_wheel_where_everything_is_that_it_asks_for(
+    suite: str, arm64: Callable[[str], Guest], wheel: Path
+) -> None:
+    folder = arm64(suite).where.folder
+
+    done = CliRunner().invoke(main, [suite, "--wheel", str(wheel)])
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder}\n"
+
+
+@pytest.mark.parametrize(("suite", "core"), EVERY)
 def test_doctor_finds_nothing_wrong_with_the_board_and_knows_what_its_core_can_do(
     suite: str, core: str, arm64: Callable[[str], Guest]
 ) -> None:

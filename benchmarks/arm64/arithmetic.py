@@ -4,7 +4,7 @@ static int8: to the bit. Every node is Quantize- or DequantizeLinear, or moves v
 an integer kernel for, with DequantizeLinear before every float input and QuantizeLinear, or a Relu before one, after
 every output: no kernel of its computes in float.
 mixed: some do, before or after int8 parts, and their last bits move single activations by a quantization step.
-float32: nothing is quantized.
+float32: nothing is quantized but constants, which are dequantized when the model is loaded.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class Graph:
     def is_output(self, name: str) -> bool:
         return any(name == output.name for output in self._graph.output)
 
+    def is_constant(self, node: NodeProto) -> bool:
+        """Whether a node always gives the same."""
+        return node.op_type == DEQUANTIZE and all(not name or name in self.constants for name in node.input)
+
     def is_float(self, name: str) -> bool:
         """Of a constant; what a node gives is taken to be."""
         return name not in self.constants or self.constants[name].data_type == TensorProto.FLOAT
@@ -49,7 +53,7 @@ class Graph:
 
 def arithmetic(model: bytes) -> Arithmetic:
     graph = Graph(model)
-    if not any(node.op_type in QUANTIZERS for node in graph.nodes):
+    if not any(node.op_type in QUANTIZERS and not graph.is_constant(node) for node in graph.nodes):
         return "float32"
     return "static int8" if all(_in_integers(node, graph) for node in graph.nodes) else "mixed"
 

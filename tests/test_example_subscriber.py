@@ -39,7 +39,7 @@ class Subscriber:
     def interrupt(self) -> list[str]:
         """End it as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(10) == 0, self.lines()
+        assert self.process.wait(60) == 0, self.lines()
         return self.lines()
 
 
@@ -55,7 +55,7 @@ def subscribe(tmp_path: Path) -> Iterator[Callable[..., Subscriber]]:
     for subscriber in made:
         if subscriber.process.poll() is None:
             subscriber.process.kill()
-        subscriber.process.wait(10)
+        subscriber.process.wait(60)
 
 
 @pytest.fixture

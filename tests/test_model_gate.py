@@ -480,7 +480,7 @@ def gate_in_the_background(path: Path) -> tuple[subprocess.Popen, psutil.Process
 def test_the_child_ends_with_its_parent(path: Path, number: signal.Signals) -> None:
     parent, busy = gate_in_the_background(path)
     parent.send_signal(number)
-    _, said = parent.communicate(timeout=10)
+    _, said = parent.communicate(timeout=60)
 
     until(lambda: not busy.is_running() or busy.status() == psutil.STATUS_ZOMBIE, what="the child is gone")
     assert parent.returncode == -number

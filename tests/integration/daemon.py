@@ -75,14 +75,14 @@ class Daemon:
 
     def stop(self) -> dict[str, Any]:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(10) == 0, self.log
+        assert self.process.wait(60) == 0, self.log
         summary: dict[str, Any] = json.loads(self._out.read_text())
         return summary
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def payload(n: int, rows: list[list[float]]) -> bytes:

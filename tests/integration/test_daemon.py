@@ -245,7 +245,7 @@ def test_a_second_signal_ends_the_process_at_once(broker: Broker, serving: Daemo
         time.sleep(0.3)
         start_s = time.monotonic()
         serving.process.send_signal(signal.SIGTERM)
-        code = serving.process.wait(10)
+        code = serving.process.wait(60)
     finally:
         broker._process.send_signal(signal.SIGCONT)
 

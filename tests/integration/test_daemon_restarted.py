@@ -48,7 +48,7 @@ def test_the_ledger_goes_on_and_the_rates_do_not(
     send(broker, 0, 40)
     if killed:
         first.process.kill()
-        first.process.wait(10)
+        first.process.wait(60)
     else:
         assert not first.stop()["continued"]
     metrics = broker.probe("edge/v1/n1/metrics")

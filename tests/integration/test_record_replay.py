@@ -501,7 +501,7 @@ def test_a_killed_record_leaves_a_file_with_all_it_acknowledged_and_no_session(
         probe.publish("in/a", str(n).encode())
     until(lambda: broker.log.count("Received PUBACK from edge-runtime-record-") == 50, what="all is acknowledged")
     record.kill()
-    record.wait(10)
+    record.wait(60)
 
     assert [message.payload for message in Recording(path)] == [str(n).encode() for n in range(50)]
     (client_id,) = set(re.findall(r" as (edge-runtime-record-\S+)", broker.log))

@@ -136,7 +136,7 @@ def test_a_node_that_died_is_offline_with_the_last_it_said(broker: Broker, run_d
     send(broker, 5)
     metrics_of(broker, lambda m: m["ledger"]["overall"]["confirmed"] == 5)
     daemon.process.send_signal(signal.SIGKILL)
-    daemon.process.wait(10)
+    daemon.process.wait(60)
     until(lambda: "n1  offline  " in top("--broker", broker.url, "--once").stdout, what="the will")
     found = top("--broker", broker.url, "--once")
 
@@ -191,7 +191,7 @@ def test_documents_come_as_lines_of_json_until_it_is_stopped(broker: Broker, run
         lines = [json.loads(process.stdout.readline()) for _ in range(5)]
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
     assert {(line["node"], line["kind"], line["retained"]) for line in once} >= {
         ("n1", "status", True),
@@ -247,7 +247,7 @@ class Terminal:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         os.close(self._screen)
         os.close(self._line)
 
@@ -268,7 +268,7 @@ def test_the_live_view_follows_the_daemon_and_leaves_the_terminal_as_it_was(
         terminal.press("\x1b[C")
         until(lambda: terminal.shows("missed 0 times"), what="the other pipeline")
         terminal.press("q")
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(60) == 0
         assert terminal.shows("\x1b[?1049l")
         assert terminal.attributes() == terminal.before
     finally:

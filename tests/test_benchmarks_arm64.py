@@ -199,6 +199,16 @@ def test_the_page_tells_each_variant_beside_float32_and_the_daemon_beside_the_sc
         page.page(lines[1:])
 
 
+def test_the_page_says_how_often_the_aim_is_reached() -> None:
+    at_one = [
+        msgspec.structs.replace(message(name, n), read_messages=1) for name, n in (("naive", 299), ("daemon", 100))
+    ]
+
+    told = page.messages([*at_one, message("naive", 300), message("daemon", 100)])
+
+    assert "The aim is 3 times fewer than the script: reached in 1 of 2 of these lines." in told
+
+
 @pytest.mark.skipif(not program.RESULTS.exists(), reason="no baseline: make bench-arm64 counts one")
 def test_the_page_in_the_repository_is_that_of_the_baseline_which_has_every_committed_bundle_on_every_core() -> None:
     lines = records.read(program.RESULTS)

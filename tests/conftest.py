@@ -16,6 +16,8 @@ from edge_runtime.mqtt.client import MqttClient
 from edge_runtime.mqtt.client import make_client as new_client
 from edge_runtime.mqtt.settings import MqttSettings
 from export import families
+from export.arm64 import counter
+from export.arm64.userland import MissingError, Userland, userland
 
 StartBroker = Callable[..., Broker]
 
@@ -40,6 +42,17 @@ def _without_emulators(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 @pytest.fixture
 def emulators() -> None:
     """Packing measures what a user's packing measures."""
+
+
+@pytest.fixture
+def where() -> Userland:
+    """An arm64 userland in which instructions can be counted."""
+    if reason := counter.problem():
+        pytest.skip(reason)
+    try:
+        return userland("bookworm", progress=print)
+    except MissingError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

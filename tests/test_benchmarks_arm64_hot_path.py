@@ -15,8 +15,7 @@ from benchmarks.arm64 import hot_path
 from benchmarks.arm64.far_end import Report
 from benchmarks.arm64.hot_path import Counts
 from benchmarks.workloads import Workload
-from export.arm64 import counter
-from export.arm64.userland import MissingError, Userland, userland
+from export.arm64.userland import Userland
 
 ROOT = Path(hot_path.__file__).parents[2]
 APART = 0.0001
@@ -29,16 +28,6 @@ def _few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hot_path, "WARM_UP", FEW)
     monkeypatch.setattr(hot_path, "COUNTED", FEW)
     monkeypatch.setattr(hot_path, "READ_MESSAGES", (1, 16))
-
-
-@pytest.fixture
-def where() -> Userland:
-    if reason := counter.problem():
-        pytest.skip(reason)
-    try:
-        return userland("bookworm", progress=print)
-    except MissingError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

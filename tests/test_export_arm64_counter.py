@@ -11,23 +11,13 @@ from bundles import means_model
 from edge_runtime.errors import ExportError
 from export.arm64 import counter
 from export.arm64.marks import RUNS, WARM_UP
-from export.arm64.userland import MissingError, Userland, userland
+from export.arm64.userland import Userland
 from export.artifact import Artifact
 from export.emulated import Emulated
 from export.measure import Instructions
 
 MARKED = "import os; os.getppid(); sum(range(1000)); os.getppid()"
 THREAD = "import os, threading, time; threading.Thread(target=time.sleep, args=(1,)).start(); os.getppid()"
-
-
-@pytest.fixture
-def where() -> Userland:
-    if reason := counter.problem():
-        pytest.skip(reason)
-    try:
-        return userland("bookworm", progress=print)
-    except MissingError as error:
-        pytest.skip(str(error))
 
 
 def counted(where: Userland, program: str) -> object:

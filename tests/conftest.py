@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from export.arm64 import counter
 from export.arm64.userland import MissingError, Userland, userland
 
 StartBroker = Callable[..., Broker]
+
+
+def pytest_configure() -> None:
+    """Children are stopped by SIGINT, which what a script starts in its background ignores, and all that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

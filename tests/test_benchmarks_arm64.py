@@ -209,7 +209,6 @@ def test_the_page_says_how_often_the_aim_is_reached() -> None:
     assert "The aim is 3 times fewer than the script: reached in 1 of 2 of these lines." in told
 
 
-@pytest.mark.skipif(not program.RESULTS.exists(), reason="no baseline: make bench-arm64 counts one")
 def test_the_page_in_the_repository_is_that_of_the_baseline_which_has_every_committed_bundle_on_every_core() -> None:
     lines = records.read(program.RESULTS)
 

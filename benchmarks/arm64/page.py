@@ -124,8 +124,10 @@ def _variant(own: dict[tuple[str, str], Inference], variant: str) -> list[str]:
 def _count(line: Inference | None, float32: Inference | None) -> str:
     if line is None:
         return "-"
-    beside = f" ({float32.median / line.median:.2f}x fewer)" if float32 and line.variant != "float32" else ""
-    return f"{line.median:,}{beside}"
+    if float32 is None or line.variant == "float32":
+        return f"{line.median:,}"
+    fewer = float32.median / line.median
+    return f"{line.median:,} ({f'{fewer:.2f}x fewer' if fewer >= 1 else f'{1 / fewer:.2f}x as many'})"
 
 
 def _golden(line: Inference | None) -> str:

@@ -24,6 +24,8 @@ from export.quiet import one_line
 if TYPE_CHECKING:
     import onnxruntime
 
+    from edge_runtime.model.bundle import Bundle
+
 MODEL, REQUEST, WINDOWS, OUTPUTS, PLAIN = "model.onnx", "request.json", "windows.npy", "outputs.npy", "plain.npy"
 REASON_CHARACTERS = 190
 
@@ -80,9 +82,9 @@ def main() -> int:
     model, windows = Path(MODEL).read_bytes(), np.load(WINDOWS)
     try:
         optimized = create(model, settings=SessionSettings(), entries=request.session)
-        np.save(OUTPUTS, returned(optimized, windows, request))
+        np.save(OUTPUTS, _outputs(optimized, windows, request))
         if request.golden:
-            np.save(PLAIN, returned(_plain(model, request.session), windows[list(request.golden)], request))
+            np.save(PLAIN, _outputs(_plain(model, request.session), windows[list(request.golden)], request))
     except EdgeRuntimeError as error:
         sys.stderr.write(f"{textwrap.shorten(one_line(error), REASON_CHARACTERS, placeholder=' …')}\n")
         return 1
@@ -99,7 +101,7 @@ def _plain(model: bytes, entries: dict[str, str]) -> onnxruntime.InferenceSessio
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def returned(session: onnxruntime.InferenceSession, windows: Floats, request: Request) -> Floats:
+def _outputs(session: onnxruntime.InferenceSession, windows: Floats, request: Request) -> Floats:
     """(n, 1, ...): what the graph returns for each window, one by one. Raises ExportError when it does not run."""
     feed: dict[str, Any] = {
         scalar.name: np.full(scalar.shape, scalar.value, scalar.dtype) for scalar in request.scalars
@@ -119,6 +121,14 @@ def returned(session: onnxruntime.InferenceSession, windows: Floats, request: Re
             feed[state.input] = value
         found.append(output)
     return np.stack(found)
+
+
+def golden_outputs(bundle: Bundle) -> Floats:
+    """(n, ...): what a bundle's graph returns here for its golden windows. Raises ModelError, ExportError."""
+    manifest = bundle.manifest
+    session = create(bundle.model, settings=SessionSettings(), entries=manifest.session)
+    request = Request(manifest.input.name, manifest.output.name, manifest.states, manifest.scalars)
+    return _outputs(session, bundle.golden.inputs, request)[:, 0]
 
 
 if __name__ == "__main__":

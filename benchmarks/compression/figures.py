@@ -34,13 +34,8 @@ class Part(msgspec.Struct, frozen=True):
     rises: bool = True
 
     @property
-    def margin(self) -> float:
-        """How far it is on the right side of what was wanted, in its own unit."""
-        return self.found - self.wanted if self.rises else self.wanted - self.found
-
-    @property
     def is_met(self) -> bool:
-        return self.margin >= 0
+        return self.found >= self.wanted if self.rises else self.found <= self.wanted
 
     @property
     def is_sure(self) -> bool:
